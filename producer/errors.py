@@ -1,0 +1,104 @@
+"""Owns every error the product raises, and how each is answered.
+
+::
+
+    ProducerError
+    ├─ ConfigError               wrong configuration: exit code 2
+    ├─ TransientError            retried with backoff, then the split rewinds to its checkpoint
+    │  ├─ RateLimitedError       FLOOD_WAIT, HTTP 429, the shared token bucket
+    │  ├─ SourceUnavailableError
+    │  ├─ SinkUnavailableError
+    │  └─ StoreUnavailableError
+    └─ PermanentError            the stream stops, the others go on; the checkpoint stays: exit code 1
+       ├─ AuthenticationError
+       ├─ SchemaIncompatibleError
+       ├─ EncodeError
+       ├─ RecordTooLargeError
+       ├─ CheckpointConflictError
+       └─ CheckpointCorruptError
+
+Each carries one line for a person (``message``) and, where there is one, the way out (``hint``). Neither may hold
+a secret: adapters translate third parties' errors in one place each, and leave URLs with passwords out.
+"""
+
+from __future__ import annotations
+
+
+class ProducerError(Exception):
+    """Base of all errors raised on purpose: `message` says what is wrong, `hint` the way out ('' where none)."""
+
+    def __init__(self, message: str, *, hint: str = "") -> None:
+        super().__init__(message)
+        self.message = message
+        self.hint = hint
+
+    def __str__(self) -> str:
+        return f"{self.message} ({self.hint})" if self.hint else self.message
+
+
+class ConfigError(ProducerError):
+    """The configuration cannot work; names the key, the value's kind and the nearest valid choice."""
+
+
+class TransientError(ProducerError):
+    """May pass by itself: retried with backoff; `retry_after_s` is the other side's own wish, in seconds."""
+
+    def __init__(self, message: str, *, hint: str = "", retry_after_s: float | None = None) -> None:
+        super().__init__(message, hint=hint)
+        self.retry_after_s = retry_after_s
+
+
+class RateLimitedError(TransientError):
+    """The other side, or our own shared limit, asks us to wait."""
+
+
+class SourceUnavailableError(TransientError):
+    """The source cannot be reached, or broke off."""
+
+
+class SinkUnavailableError(TransientError):
+    """The broker (or the disk) cannot be reached, or did not acknowledge in time."""
+
+
+class StoreUnavailableError(TransientError):
+    """The checkpoint store cannot be reached, or did not answer in time."""
+
+
+class PermanentError(ProducerError):
+    """Trying again cannot help: the stream stops with its checkpoint where it is."""
+
+
+class AuthenticationError(PermanentError):
+    """Credentials or permissions were refused."""
+
+
+class SchemaIncompatibleError(PermanentError):
+    """The schema cannot be had, or the registry refuses it; raised before anything is sent with it."""
+
+
+class EncodeError(PermanentError):
+    """A value has no form in the stream's schema."""
+
+    def __init__(self, message: str, *, stream: str = "", key: str = "", field: str = "", hint: str = "") -> None:
+        super().__init__(message, hint=hint)
+        self.stream = stream
+        self.key = key
+        self.field = field
+
+
+class RecordTooLargeError(PermanentError):
+    """One record alone is larger than the broker takes."""
+
+    def __init__(self, message: str, *, stream: str = "", key: str = "", size: int = 0, hint: str = "") -> None:
+        super().__init__(message, hint=hint)
+        self.stream = stream
+        self.key = key
+        self.size = size
+
+
+class CheckpointConflictError(PermanentError):
+    """Another runner owns the stream, or the checkpoint was made by another query."""
+
+
+class CheckpointCorruptError(PermanentError):
+    """A checkpoint is there and cannot be read."""

@@ -1,0 +1,264 @@
+"""Owns the values that pass between the parts: Position, Split, Checkpoint, StreamState, Dataset, Page.
+
+Nothing here does I/O. Positions are exclusive: a position is the last row that was read, and reading goes on after
+it. ``None`` in the place of a position is the beginning of the split.
+"""
+
+from __future__ import annotations
+
+import base64
+import dataclasses
+import datetime as dt
+import decimal
+import hashlib
+import json
+import uuid
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import pyarrow as pa
+
+Traversal = Literal["OFFSET", "ID_RANGE"]
+Mode = Literal["snapshot", "tail", "snapshot_then_tail", "timestamp"]
+
+#: A value that a key column can have. ``datetime`` may be naive (a timestamp without zone) or aware.
+KeyScalar = int | str | bytes | float | decimal.Decimal | uuid.UUID | dt.datetime | dt.date
+Json = Any
+
+
+@dataclass(frozen=True, slots=True)
+class OffsetPosition:
+    """How many rows of the ordered result have been read."""
+
+    rows: int
+
+
+@dataclass(frozen=True, slots=True)
+class KeyPosition:
+    """The key of the last row that was read, one value for each column of the traversal's order."""
+
+    values: tuple[KeyScalar, ...]
+
+
+Position = OffsetPosition | KeyPosition
+
+
+@dataclass(frozen=True, slots=True)
+class Split:
+    """A piece of a stream's key space: ``lower`` exclusive, ``upper`` inclusive; ``None`` means open on that side.
+
+    An OFFSET stream has one split with both sides open (or ``upper=OffsetPosition(n)`` for a counted snapshot).
+    """
+
+    id: str
+    lower: Position | None = None
+    upper: Position | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Checkpoint:
+    """The acknowledged position of one split. ``rows`` counts what was acknowledged since the split began.
+
+    ``done`` is set when the split has nothing more to read. ``detail`` is the traversal's own memory beside the
+    position (JSON values only), committed with it; the engine passes it through untouched.
+    """
+
+    split: Split
+    position: Position | None = None
+    rows: int = 0
+    done: bool = False
+    detail: Mapping[str, Json] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class StreamState:
+    """All that a checkpoint store keeps of one stream.
+
+    ``fingerprint`` is that of the query and traversal that made the positions; ``epoch`` rises with every runner
+    that claims the stream, and a runner with an older epoch may not commit any more.
+    """
+
+    stream: str
+    fingerprint: str
+    epoch: int
+    checkpoints: tuple[Checkpoint, ...]
+    updated_at: str = ""  # ISO 8601, UTC
+
+    def with_changes(self, changed: Sequence[Checkpoint], updated_at: str) -> StreamState:
+        """This state with the given splits' checkpoints put in (new splits are appended)."""
+        by_id = {c.split.id: c for c in self.checkpoints}
+        by_id.update({c.split.id: c for c in changed})
+        return dataclasses.replace(self, checkpoints=tuple(by_id.values()), updated_at=updated_at)
+
+
+@dataclass(frozen=True, slots=True)
+class Dataset:
+    """A table, chat or API table as its source found it, ready to be paged.
+
+    ``schema`` is that of every page. Field metadata (all optional, UTF-8): ``comment``; ``sql_type`` (the source's
+    own name of the type); ``avro.enum`` (JSON list of an enum's symbols; the Arrow type is then string or
+    dictionary); ``avro.logical`` (``uuid``, ``json``: the Arrow type is then string). ``nullable`` is honoured.
+    ``key`` names the columns of the record key, ``order`` those of the traversal; both are in ``schema``, and
+    ``hidden`` names those of them which are fetched for paging only and are not part of the value.
+    ``identity`` says in a canonical way what is read (table, columns, where, params, order); it makes the
+    fingerprint and may not hold a secret.
+    ``value_schema``/``key_schema`` are Avro schemas where the source has fixed ones.
+    """
+
+    name: str
+    schema: pa.Schema
+    key: tuple[str, ...]
+    order: tuple[str, ...]
+    identity: Mapping[str, Json]
+    hidden: frozenset[str] = frozenset()
+    rows_estimate: int | None = None
+    row_bytes_estimate: int | None = None
+    namespace: str = ""
+    comment: str = ""
+    value_schema: Mapping[str, Json] | None = None
+    key_schema: Mapping[str, Json] | None = None
+
+    def fingerprint(self, traversal: Traversal) -> str:
+        """SHA-256 (first 16 hex digits) of what is read and how it is traversed."""
+        text = json.dumps({"traversal": traversal, **self.identity}, sort_keys=True, separators=(",", ":"), default=str)
+        return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+@dataclass(frozen=True, slots=True)
+class Page:
+    """One fetch: rows as columns, and the position after its last row.
+
+    ``position`` is ``None`` only for an empty page that did not move. ``last`` says that the split has nothing
+    after this page as of this fetch. ``tombstones`` names rows to delete by key (same columns as ``Dataset.key``).
+    ``source_time`` is when the source had answered (seconds since 1970), for the lag.
+    """
+
+    batch: pa.RecordBatch
+    position: Position | None
+    last: bool = False
+    tombstones: pa.RecordBatch | None = None
+    detail: Mapping[str, Json] | None = None
+    source_time: float | None = field(default=None, compare=False)
+
+    @property
+    def rows(self) -> int:
+        return int(self.batch.num_rows)
+
+
+# --- JSON forms: what the stores write and `producer checkpoint` shows ---------------------------------------------
+
+
+def scalar_to_json(value: KeyScalar) -> Json:
+    """A key value as JSON that keeps its kind: ints, floats and text as they are, the others as a tagged object."""
+    match value:
+        case bool():
+            raise TypeError("a boolean cannot be a position")
+        case int() | str() | float():
+            return value
+        case uuid.UUID():
+            return {"uuid": str(value)}
+        case decimal.Decimal():
+            return {"decimal": str(value)}
+        case bytes():
+            return {"bytes": base64.b64encode(value).decode()}
+        case dt.datetime():
+            return {"timestamp": value.isoformat()}
+        case dt.date():
+            return {"date": value.isoformat()}
+
+
+def scalar_from_json(value: Json) -> KeyScalar:
+    """The inverse of `scalar_to_json`; ValueError for anything that it would not have written."""
+    if isinstance(value, int | str | float) and not isinstance(value, bool):
+        return value
+    if isinstance(value, dict) and len(value) == 1:
+        ((kind, text),) = value.items()
+        match kind:
+            case "uuid":
+                return uuid.UUID(text)
+            case "decimal":
+                return decimal.Decimal(text)
+            case "bytes":
+                return base64.b64decode(text, validate=True)
+            case "timestamp":
+                return dt.datetime.fromisoformat(text)
+            case "date":
+                return dt.date.fromisoformat(text)
+    raise ValueError(f"not a key value: {value!r}")
+
+
+def position_to_json(position: Position | None) -> Json:
+    """``{"offset": 5}``, ``{"key": [7]}`` or ``None``."""
+    match position:
+        case None:
+            return None
+        case OffsetPosition(rows):
+            return {"offset": rows}
+        case KeyPosition(values):
+            return {"key": [scalar_to_json(v) for v in values]}
+
+
+def position_from_json(value: Json) -> Position | None:
+    """The inverse of `position_to_json`; ValueError for anything else."""
+    match value:
+        case None:
+            return None
+        case {"offset": int(rows)} if not isinstance(rows, bool) and rows >= 0 and len(value) == 1:
+            return OffsetPosition(rows)
+        case {"key": list(values)} if values and len(value) == 1:
+            return KeyPosition(tuple(scalar_from_json(v) for v in values))
+    raise ValueError(f"not a position: {value!r}")
+
+
+def checkpoint_to_json(checkpoint: Checkpoint) -> Json:
+    """The JSON object of one split's checkpoint."""
+    out: dict[str, Json] = {
+        "split": checkpoint.split.id,
+        "lower": position_to_json(checkpoint.split.lower),
+        "upper": position_to_json(checkpoint.split.upper),
+        "position": position_to_json(checkpoint.position),
+        "rows": checkpoint.rows,
+        "done": checkpoint.done,
+    }
+    if checkpoint.detail is not None:
+        out["detail"] = dict(checkpoint.detail)
+    return out
+
+
+def checkpoint_from_json(value: Json) -> Checkpoint:
+    """The inverse of `checkpoint_to_json`; ValueError, KeyError or TypeError for anything else."""
+    if not isinstance(value, dict) or not isinstance(value["rows"], int) or not isinstance(value["done"], bool):
+        raise ValueError("not a checkpoint")
+    return Checkpoint(
+        split=Split(str(value["split"]), position_from_json(value["lower"]), position_from_json(value["upper"])),
+        position=position_from_json(value["position"]),
+        rows=value["rows"],
+        done=value["done"],
+        detail=value.get("detail"),
+    )
+
+
+def state_to_json(state: StreamState) -> Json:
+    """The JSON object of a whole stream's state."""
+    return {
+        "version": 1,
+        "stream": state.stream,
+        "fingerprint": state.fingerprint,
+        "epoch": state.epoch,
+        "updated_at": state.updated_at,
+        "splits": [checkpoint_to_json(c) for c in state.checkpoints],
+    }
+
+
+def state_from_json(value: Json) -> StreamState:
+    """The inverse of `state_to_json`; ValueError, KeyError or TypeError for anything else."""
+    if not isinstance(value, dict) or value.get("version") != 1:
+        raise ValueError("not a stream state of version 1")
+    return StreamState(
+        stream=str(value["stream"]),
+        fingerprint=str(value["fingerprint"]),
+        epoch=int(value["epoch"]),
+        checkpoints=tuple(checkpoint_from_json(c) for c in value["splits"]),
+        updated_at=str(value["updated_at"]),
+    )

@@ -1,0 +1,131 @@
+"""Owns the seams of the engine: what a source, a writer (sink), and a checkpoint store must do.
+
+Implementations are chosen by name in `producer.sources`, `producer.sinks` and `producer.checkpoints`; they know
+`model` and `errors`, and never one another. Every implementation runs the contract tests in ``tests/contract``.
+
+All methods raise errors of `producer.errors` only, and none waits without a deadline. They may be cancelled at any
+``await`` and then leave nothing half done that a restart would not mend.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Protocol, TypeVar
+
+from producer.model import Checkpoint, Dataset, Page, Position, Split, StreamState
+
+if TYPE_CHECKING:
+    from producer.config import StreamConfig
+
+
+class PageReader(Protocol):
+    """Reads the pages of one split, one at a time, in the order of the traversal."""
+
+    async def fetch(self, position: Position | None, limit: int) -> Page:
+        """At most `limit` rows after `position` (``None``: from the split's beginning), within the split.
+
+        Fewer rows than `limit` do not mean the end; ``page.last`` does. The driver runs in a thread, in a short
+        transaction of its own. After a TransientError the same reader is asked again (it reconnects by itself).
+        """
+        ...
+
+    async def close(self) -> None: ...
+
+
+class Source(Protocol):
+    """One configured source: a database, an account, an API."""
+
+    async def start(self) -> None:
+        """Connects and proves the credentials. Idempotent."""
+        ...
+
+    async def close(self) -> None: ...
+
+    async def describe(self, stream: StreamConfig) -> Dataset:
+        """What the stream's table (or chat) looks like. ConfigError names a table or column that is not there."""
+        ...
+
+    async def plan(self, stream: StreamConfig, dataset: Dataset) -> Sequence[Split]:
+        """The splits of a fresh start: one for OFFSET, up to ``stream.max_parallel`` of about equal rows for
+        ID_RANGE. For a snapshot the last split is bounded by what is there now; for a tail it is open."""
+        ...
+
+    async def reader(self, stream: StreamConfig, dataset: Dataset, split: Split) -> PageReader:
+        """A reader with a connection of its own."""
+        ...
+
+    async def remaining(self, stream: StreamConfig, dataset: Dataset, checkpoint: Checkpoint) -> int | None:
+        """About how many rows of the split are still to come (cheaply: estimates will do); None: not known."""
+        ...
+
+
+class PreparedPage(Protocol):
+    """A page that has been encoded and waits to be submitted."""
+
+    @property
+    def rows(self) -> int: ...
+
+    @property
+    def bytes(self) -> int:
+        """The memory it holds, which counts against ``max_inflight_bytes``."""
+        ...
+
+
+P = TypeVar("P", bound=PreparedPage)
+
+
+class PageWriter(Protocol[P]):
+    """Writes one stream's pages to its topic (or file)."""
+
+    def prepare(self, page: Page) -> P:
+        """Encodes (CPU only, no I/O; called in a worker thread, for several pages at once)."""
+        ...
+
+    async def submit(self, prepared: P) -> asyncio.Future[None]:
+        """Hands the page over in order; the future is done when all of its records are acknowledged.
+
+        Waits while the sink's own queue is full. Pages of one split are submitted one after the other. When a
+        future fails, pages submitted after it may or may not have been written: the caller rewinds.
+        """
+        ...
+
+    async def close(self) -> None:
+        """Lets go; what has not been acknowledged by then never counts as such."""
+        ...
+
+
+class CheckpointStore(Protocol):
+    """Keeps StreamStates so that they survive any crash; see `producer.model` for what they hold."""
+
+    async def start(self) -> None: ...
+
+    async def close(self) -> None:
+        """Releases all claims."""
+        ...
+
+    async def load(self, stream: str) -> StreamState | None:
+        """The newest committed state, or None. CheckpointCorruptError where there is one that cannot be read."""
+        ...
+
+    async def claim(self, stream: str) -> int:
+        """Becomes the only runner of `stream`: the new epoch. CheckpointConflictError while another one is alive
+        (where the store can know), else the older runner's next commit fails with CheckpointConflictError."""
+        ...
+
+    async def begin(self, state: StreamState) -> None:
+        """Writes a stream's first state (a new plan) whole, in the place of any older one. Needs the claim."""
+        ...
+
+    async def commit(self, stream: str, epoch: int, changed: Sequence[Checkpoint]) -> None:
+        """Durably replaces the given splits' checkpoints, all or none. CheckpointConflictError if `epoch` is no
+        longer the newest."""
+        ...
+
+    async def reset(self, stream: str) -> bool:
+        """Forgets the stream; False if there was nothing. CheckpointConflictError while a runner holds it."""
+        ...
+
+    async def streams(self) -> Sequence[str]:
+        """The names of all streams with a state, sorted."""
+        ...
