@@ -1,0 +1,360 @@
+"""Owns how one split moves: fetch, encode, submit, acknowledge; and the one task that commits a stream's splits.
+
+For each split three stages run side by side: the next page is fetched while the one before is encoded and the ones
+before that wait for their acknowledgement. The stages stop when the window or the byte budget is full: that is the
+back-pressure. There is one way to recover: an attempt that fails drops everything after its last committed
+checkpoint, and the next one starts there.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable, Coroutine, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from producer.inflight import ByteBudget, Prefix, Reservation, Window
+from producer.model import Checkpoint, KeyPosition, Page, Position
+from producer.protocols import CheckpointStore, PageReader, PageWriter
+
+FIRST_PAGE_ROWS = 64
+GROWTH = 8
+COMMIT_INTERVAL_S = 0.05
+MAX_POLL_INTERVAL_FACTOR = 8
+
+
+@dataclass(slots=True)
+class SplitProgress:
+    """What is known of one split while it runs: the committed checkpoint, and counts for people."""
+
+    checkpoint: Checkpoint
+    rows_read: int = 0
+    active: bool = False
+    owner: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """How much one split may hold: pages in the window, rows and bytes a page."""
+
+    window_pages: int
+    page_rows: int
+    page_bytes: int
+
+
+@dataclass(slots=True)
+class PageSizer:
+    """Rows to ask for: starts small, grows to `limits.page_rows`, and shrinks where rows are wide.
+
+    The first page is small unless the source knows how wide a row is, so that a table of megabyte rows does not
+    fill the memory before its width has been seen.
+    """
+
+    limits: Limits
+    row_bytes: float = 0.0
+    rows: int = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.rows = self._bounded(self.limits.page_rows if self.row_bytes else FIRST_PAGE_ROWS)
+
+    def _bounded(self, rows: int) -> int:
+        if self.row_bytes:
+            rows = min(rows, int(self.limits.page_bytes / self.row_bytes))
+        return max(1, min(rows, self.limits.page_rows))
+
+    @property
+    def bytes(self) -> int:
+        """What the next page will about need in memory."""
+        return min(self.limits.page_bytes, int(self.rows * (self.row_bytes or 1024)) + 1)
+
+    def saw(self, rows: int, nbytes: int) -> None:
+        """Learns from a page: follows wider rows at once and narrower ones slowly."""
+        if rows:
+            width = max(1.0, nbytes / rows)
+            self.row_bytes = width if width > self.row_bytes else 0.8 * self.row_bytes + 0.2 * width
+            self.rows = self._bounded(self.rows * GROWTH)
+
+
+@dataclass(slots=True)
+class StreamIO:
+    """What the splits of one stream share. `observe_*` are told each page's seconds; `gate` is clear while paused."""
+
+    stream: str
+    writer: PageWriter[Any]
+    budget: ByteBudget
+    limits: Limits
+    commits: Committer
+    gate: asyncio.Event
+    stop: asyncio.Event
+    follow: bool  # goes on polling after the end
+    poll_interval_s: float
+    observe_fetch: Callable[[float, int], None]
+    observe_encode: Callable[[float], None]
+    observe_ack: Callable[[float, int, int], None]
+    run_in_thread: Callable[[Callable[[], Any]], Coroutine[Any, Any, Any]]
+    throttle: Callable[[int], Coroutine[Any, Any, None]]
+    wake: asyncio.Event  # set by a source that knows of new rows
+    row_bytes: int | None = None
+
+
+class Committer:
+    """The one task that writes a stream's checkpoints: gathers what all splits have had acknowledged.
+
+    Splits are committed together, at most every `COMMIT_INTERVAL_S` seconds unless a window is full or the stream
+    drains, so that many splits cost one write.
+    """
+
+    def __init__(
+        self,
+        store: CheckpointStore,
+        stream: str,
+        epoch: int,
+        *,
+        committed: Callable[[Sequence[Checkpoint], float], None],
+    ) -> None:
+        self._store = store
+        self._stream = stream
+        self._epoch = epoch
+        self._told = committed
+        self._windows: dict[str, tuple[Window, Checkpoint, SplitProgress]] = {}
+        self._news = asyncio.Event()
+        self._hurry = asyncio.Event()
+        self._room = asyncio.Condition()
+
+    def enter(self, window: Window, progress: SplitProgress) -> None:
+        """Begins an attempt of a split: its window is empty and starts at the committed checkpoint."""
+        self._windows[progress.checkpoint.split.id] = (window, progress.checkpoint, progress)
+
+    def leave(self, split_id: str) -> None:
+        """Ends an attempt: what its window still holds is dropped and never committed."""
+        self._windows.pop(split_id, None)
+
+    def acknowledged(self) -> None:
+        """Some page of some window has been acknowledged."""
+        self._news.set()
+
+    async def room(self, window: Window) -> None:
+        """Waits until the window has a place."""
+        if window.full:
+            self._hurry.set()
+            async with self._room:
+                await self._room.wait_for(lambda: not window.full)
+
+    async def drained(self, window: Window) -> None:
+        """Waits until the window is empty: everything submitted is acknowledged and committed."""
+        self._hurry.set()
+        async with self._room:
+            await self._room.wait_for(lambda: window.empty)
+
+    async def run(self) -> None:
+        """Commits until cancelled. An error of the store ends it, and with it the stream's splits."""
+        while True:
+            await self._news.wait()
+            if not self._hurry.is_set():
+                try:
+                    async with asyncio.timeout(COMMIT_INTERVAL_S):
+                        await self._hurry.wait()
+                except TimeoutError:
+                    pass
+            self._hurry.clear()
+            self._news.clear()
+            await self.commit()
+
+    async def commit(self) -> None:
+        """Writes the contiguous acknowledged prefixes of all windows, if there are any."""
+        found: list[tuple[Window, Prefix, SplitProgress, Checkpoint]] = []
+        for window, base, progress in self._windows.values():
+            prefix = window.committable()
+            if prefix is not None:
+                position = prefix.position if prefix.position is not None else progress.checkpoint.position
+                detail = prefix.detail if prefix.detail is not None else progress.checkpoint.detail
+                checkpoint = replace(
+                    base, position=position, rows=base.rows + prefix.rows, done=prefix.last, detail=detail
+                )
+                found.append((window, prefix, progress, checkpoint))
+        if not found:
+            return
+        started = time.perf_counter()
+        await self._store.commit(self._stream, self._epoch, [checkpoint for *_, checkpoint in found])
+        for window, prefix, progress, checkpoint in found:
+            window.committed(prefix)
+            progress.checkpoint = checkpoint
+        self._told([checkpoint for *_, checkpoint in found], time.perf_counter() - started)
+        async with self._room:
+            self._room.notify_all()
+        if any(window.full for window, *_ in self._windows.values()):
+            self._hurry.set()
+
+
+async def run_split(io: StreamIO, reader: PageReader, progress: SplitProgress) -> None:
+    """One attempt of a split, from its committed checkpoint to its end (or for ever, where it follows).
+
+    Returns when all is acknowledged and committed, or when `io.stop` is set and what was in flight has been
+    drained. Raises the first failure; then nothing after the last committed checkpoint counts.
+    """
+    window = Window(io.limits.window_pages)
+    io.commits.enter(window, progress)
+    failure: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+    held: set[Reservation] = set()
+    stage = asyncio.create_task(_move(io, reader, progress, window, failure, held))
+    progress.active = True
+    try:
+        await asyncio.wait({stage, failure}, return_when=asyncio.FIRST_COMPLETED)
+        if failure.done():
+            failure.result()
+        await stage
+    finally:
+        progress.active = False
+        stage.cancel()
+        failure.cancel()
+        await asyncio.wait({stage})
+        if not stage.cancelled():
+            stage.exception()
+        io.commits.leave(progress.checkpoint.split.id)
+        for reservation in held:
+            reservation.release()
+        held.clear()
+
+
+async def _move(
+    io: StreamIO,
+    reader: PageReader,
+    progress: SplitProgress,
+    window: Window,
+    failure: asyncio.Future[None],
+    held: set[Reservation],
+) -> None:
+    """The stages of one attempt: fetching runs one page ahead of encoding and submitting."""
+    sizer = PageSizer(io.limits, float(io.row_bytes or 0))
+    ahead: asyncio.Queue[tuple[Page, Reservation] | None] = asyncio.Queue(maxsize=1)
+    fetching = asyncio.create_task(_fetch(io, reader, progress, sizer, ahead, held))
+    try:
+        while (item := await _next(ahead, fetching)) is not None:
+            page, reservation = item
+            started = time.perf_counter()
+            prepared = await io.run_in_thread(lambda page=page: io.writer.prepare(page))  # type: ignore[misc]
+            io.observe_encode(time.perf_counter() - started)
+            reservation.resize(prepared.bytes)
+            await io.commits.room(window)
+            sent = time.perf_counter()
+            future = await io.writer.submit(prepared)
+            sequence = window.submit(page.position, page.rows, last=page.last and not io.follow, detail=page.detail)
+            future.add_done_callback(
+                _Acknowledged(io, window, sequence, failure, reservation, held, sent, page.rows, prepared.bytes)
+            )
+            del page, prepared, item
+        await fetching
+        await io.commits.drained(window)
+    finally:
+        fetching.cancel()
+        await asyncio.wait({fetching})
+
+
+async def _next(
+    ahead: asyncio.Queue[tuple[Page, Reservation] | None], fetching: asyncio.Task[None]
+) -> tuple[Page, Reservation] | None:
+    """The next page, or None at the end; raises what ended the fetching."""
+    getting = asyncio.create_task(ahead.get())
+    try:
+        await asyncio.wait({getting, fetching}, return_when=asyncio.FIRST_COMPLETED)
+        if getting.done():
+            return getting.result()
+        await fetching
+        return await getting
+    finally:
+        getting.cancel()
+
+
+async def _fetch(
+    io: StreamIO,
+    reader: PageReader,
+    progress: SplitProgress,
+    sizer: PageSizer,
+    ahead: asyncio.Queue[tuple[Page, Reservation] | None],
+    held: set[Reservation],
+) -> None:
+    """Reads page after page into `ahead`, and None at the end or on stop."""
+    position: Position | None = progress.checkpoint.position
+    idle_s = io.poll_interval_s
+    while not io.stop.is_set():
+        if not io.gate.is_set():
+            await _either(io.gate, io.stop)
+            continue
+        reservation = await io.budget.acquire(sizer.bytes)
+        held.add(reservation)
+        if io.stop.is_set():
+            break
+        started = time.perf_counter()
+        page = await reader.fetch(position, sizer.rows)
+        io.observe_fetch(time.perf_counter() - started, page.rows)
+        sizer.saw(page.rows, page.batch.nbytes)
+        reservation.resize(page.batch.nbytes)
+        moved = page.position is not None and page.position != position
+        position = page.position if page.position is not None else position
+        progress.rows_read += page.rows
+        ends = page.last and not io.follow
+        if page.rows or moved or ends or page.tombstones is not None:
+            await ahead.put((page, reservation))
+        else:
+            held.discard(reservation)
+            reservation.release()
+        if ends:
+            break
+        if page.rows:
+            idle_s = io.poll_interval_s
+            await io.throttle(page.rows)
+        elif page.last:
+            io.wake.clear()
+            await _either(io.wake, io.stop, timeout_s=idle_s)
+            idle_s = min(idle_s * 1.5, io.poll_interval_s * MAX_POLL_INTERVAL_FACTOR)
+    await ahead.put(None)
+
+
+async def _either(*events: asyncio.Event, timeout_s: float | None = None) -> None:
+    """Waits for one of the events, at most `timeout_s` seconds."""
+    waits = [asyncio.create_task(event.wait()) for event in events]
+    try:
+        await asyncio.wait(waits, timeout=timeout_s, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        for wait in waits:
+            wait.cancel()
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Acknowledged:
+    """What happens when a page's future is done."""
+
+    io: StreamIO
+    window: Window
+    sequence: int
+    failure: asyncio.Future[None]
+    reservation: Reservation
+    held: set[Reservation]
+    sent: float
+    rows: int
+    bytes: int
+
+    def __call__(self, future: asyncio.Future[None]) -> None:
+        self.held.discard(self.reservation)
+        self.reservation.release()
+        error = asyncio.CancelledError() if future.cancelled() else future.exception()
+        if error is None:
+            self.window.acknowledge(self.sequence)
+            self.io.commits.acknowledged()
+            self.io.observe_ack(time.perf_counter() - self.sent, self.rows, self.bytes)
+        elif not self.failure.done() and not isinstance(error, asyncio.CancelledError):
+            self.failure.set_exception(error)
+
+
+def describe_position(position: Position | None) -> str:
+    """A position for a person: ``start``, ``offset 500``, ``id 12`` or ``key (7, 'x')``."""
+    match position:
+        case None:
+            return "start"
+        case KeyPosition((value,)):
+            return f"{value}"
+        case KeyPosition(values):
+            return "(" + ", ".join(str(v) for v in values) + ")"
+        case _:
+            return f"offset {position.rows}"
