@@ -1,19 +1,71 @@
-"""Owns the configuration: its models, and how a YAML file becomes one of them."""
+"""Owns the configuration: its models, the rules between their keys, and `load_config`."""
 
 from __future__ import annotations
 
+import importlib
+import os
+import re
 from collections.abc import Mapping
-from typing import Annotated, Any, Literal
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self, get_args
 
-from pydantic import BaseModel, ConfigDict, Field, SecretStr
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    SecretStr,
+    ValidationError,
+    model_validator,
+)
 
+from producer.configcheck import explain, nearest
+from producer.configtext import ConfigText, KeyPath, dotted, kind_of, read_config_text
+from producer.errors import ConfigError
 from producer.model import Mode, Traversal
+from producer.sources import SOURCES
 
-ByteSize = Annotated[int, Field(description="bytes, or text such as 64MiB")]
+_SIZE = re.compile(r"(?P<number>\d+(?:\.\d+)?)\s*(?P<unit>[A-Za-z]*)")
+_UNITS = {
+    "": 1,
+    "b": 1,
+    "kb": 10**3,
+    "mb": 10**6,
+    "gb": 10**9,
+    "kib": 2**10,
+    "mib": 2**20,
+    "gib": 2**30,
+}
+_TOPIC = re.compile(r"[A-Za-z0-9._-]{1,249}")
+
+
+def parse_bytes(value: object) -> object:
+    """``64MiB``, ``1MB`` or ``4096`` as a number of bytes; anything but text is left to the model."""
+    if not isinstance(value, str):
+        return value
+    match = _SIZE.fullmatch(value.strip())
+    if match is None or match["unit"].lower() not in _UNITS:
+        raise ValueError("not a size; write bytes as a whole number, or with a unit: kB, MB, GB, KiB, MiB, GiB")
+    return round(float(match["number"]) * _UNITS[match["unit"].lower()])
+
+
+ByteSize = Annotated[int, BeforeValidator(parse_bytes), Field(ge=1, description="bytes, or text such as 64MiB")]
 
 
 class Model(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    """Base of every configuration model, the sources' own included: unknown keys are errors, values are frozen."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, hide_input_in_errors=True)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _no_boolean_as_number(cls, data: Any) -> Any:
+        """YAML's `yes` and `on` would pass as the number 1."""
+        for name, field in cls.model_fields.items() if isinstance(data, dict) else ():
+            kinds = set(get_args(field.annotation)) or {field.annotation}
+            if isinstance(data.get(name), bool) and kinds & {int, float} and bool not in kinds:
+                raise ValueError(f"{name} is a boolean; valid: a number")
+        return data
 
 
 class KafkaConfig(Model):
@@ -37,7 +89,7 @@ class KafkaConfig(Model):
     request_timeout_s: float = 40.0
     delivery_timeout_s: float = 120.0
     headers: bool = True
-    state_topic: str | None = Field(None, description="default: <app>.state")
+    state_topic: str | None = Field(default=None, description="default: <app>.state")
 
 
 class RegistryConfig(Model):
@@ -79,44 +131,183 @@ CheckpointsConfig = Annotated[
 
 class HttpConfig(Model):
     host: str = "127.0.0.1"
-    port: int = Field(9464, ge=0, le=65535)
+    port: int = Field(default=9464, ge=0, le=65535)
 
 
 class StreamConfig(Model):
     """One table (or chat) going to one topic."""
 
-    name: str
+    name: str = Field(default="", description="default: the table's or chat's name")
     source: str
-    table: str | None = None
+    table: str | None = Field(default=None, description='parts quoted as in SQL: \'"Odd Names"."t-1"\'')
     chat: str | int | None = None
-    topic: str = ""
+    topic: str = Field(default="", description="default: <source>.<name>")
     traversal: Traversal = "ID_RANGE"
     mode: Mode = "snapshot"
-    key: tuple[str, ...] | None = None
-    columns: tuple[str, ...] | None = None
+    key: tuple[str, ...] | None = Field(default=None, min_length=1, description="default: the primary key")
+    columns: tuple[str, ...] | None = Field(default=None, min_length=1)
     exclude: tuple[str, ...] = ()
-    where: Any = None
+    where: Any = Field(default=None, description="a condition; its bound parameters stand in params")
     params: Mapping[str, Any] = Field(default_factory=dict)
-    order_by: tuple[str, ...] | None = None
-    page_size: int = Field(5000, ge=1, le=1_000_000)
-    max_parallel: int = Field(3, ge=1, le=64)
-    partitions: int | None = Field(None, ge=1)
-    replication_factor: int | None = Field(None, ge=1)
+    order_by: tuple[str, ...] | None = Field(default=None, min_length=1)
+    page_size: int = Field(default=5000, ge=1, le=1_000_000, description="rows a fetch")
+    max_parallel: int = Field(default=3, ge=1, le=64)
+    partitions: int | None = Field(default=None, ge=1)
+    replication_factor: int | None = Field(default=None, ge=1)
     topic_config: Mapping[str, str] = Field(default_factory=dict)
-    schema_file: str | None = Field(None, alias="schema")
-    decimal: str | None = Field(None, description="precision,scale of a numeric that has none, or 'string'")
+    schema_file: str | None = Field(default=None, alias="schema", description="an .avsc file")
+    decimal: str | None = Field(default=None, description="precision,scale of a numeric that has none, or 'string'")
     on_bad_record: Literal["fail", "dead_letter"] = "fail"
     transforms: tuple[Mapping[str, Any], ...] = ()
-    poll_interval_s: float = Field(5.0, gt=0)
-    max_rows_per_s: float | None = Field(None, gt=0)
+    poll_interval_s: float = Field(default=5.0, gt=0)
+    max_rows_per_s: float | None = Field(default=None, gt=0)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _defaults(cls, data: Any) -> Any:
+        """The name is the table's or chat's, the topic <source>.<name>."""
+        if not isinstance(data, dict):
+            return data
+        filled = dict(data)
+        if not filled.get("name"):
+            filled["name"] = default_name(filled.get("table"), filled.get("chat"))
+        if not filled.get("topic"):
+            filled["topic"] = f"{filled.get('source')}.{filled['name']}"
+        return filled
+
+    @model_validator(mode="after")
+    def _no_contradictions(self) -> Self:
+        if self.table is not None and self.chat is not None:
+            raise ValueError("table and chat are both given; a stream reads one of them")
+        if self.table is None and self.chat is None:
+            raise ValueError("neither table nor chat is given; a stream reads one of them")
+        if not self.name or self.name in {".", ".."} or not self.name.isprintable() or "/" in self.name:
+            raise ValueError("name is empty or has a slash or control character in it; give the stream another name")
+        if not _TOPIC.fullmatch(self.topic) or self.topic in {".", ".."}:
+            raise ValueError(
+                f"topic {self.topic!r} is not a Kafka topic name (letters, digits, dot, underscore, hyphen, "
+                "at most 249); set topic"
+            )
+        if self.traversal == "OFFSET" and self.mode != "snapshot":
+            raise ValueError(f"traversal OFFSET cannot be used with mode {self.mode}; use ID_RANGE, or mode snapshot")
+        if self.mode == "timestamp" and not self.order_by:
+            raise ValueError("mode timestamp needs order_by with the column that holds the time of the last change")
+        if both := set(self.columns or ()) & set(self.exclude):
+            raise ValueError(f"column {min(both)!r} stands in both columns and exclude; take it out of one of them")
+        return self
 
 
 class Config(Model):
-    app: str = "producer"
+    app: str = Field(
+        default="producer",
+        pattern=r"^[A-Za-z0-9._-]{1,100}$",
+        description="names the group, the transactional ids and the state topic",
+    )
     kafka: KafkaConfig = KafkaConfig()
     schema_registry: RegistryConfig | None = None
     checkpoints: CheckpointsConfig = FileCheckpointsConfig()
     delivery: Literal["at_least_once", "exactly_once"] = "at_least_once"
     http: HttpConfig = HttpConfig()
     sources: Mapping[str, Any]  # each checked by the model that its source registers under `type`
-    streams: tuple[StreamConfig, ...]
+    streams: tuple[StreamConfig, ...] = Field(min_length=1)
+
+    @model_validator(mode="after")
+    def _no_contradictions(self) -> Self:
+        seen: dict[str, int] = {}
+        for index, stream in enumerate(self.streams):
+            if stream.source not in self.sources:
+                raise ValueError(
+                    f"streams[{index}].source is {stream.source!r}, which is not in sources"
+                    + nearest(stream.source, self.sources)
+                )
+            if stream.name in seen:
+                raise ValueError(
+                    f"streams[{index}] and streams[{seen[stream.name]}] have the same name {stream.name!r}; "
+                    "give one of them a name of its own"
+                )
+            seen[stream.name] = index
+            if self.delivery == "exactly_once" and stream.traversal == "OFFSET":
+                raise ValueError(
+                    f"streams[{index}].traversal OFFSET cannot be delivered exactly_once: its position is not "
+                    "unique; use ID_RANGE"
+                )
+        if self.delivery == "exactly_once" and self.checkpoints.type != "kafka":
+            raise ValueError(
+                f"delivery exactly_once needs checkpoints of type kafka, not {self.checkpoints.type}: records and "
+                "checkpoint are committed in one Kafka transaction"
+            )
+        return self
+
+    @property
+    def state_topic(self) -> str:
+        """The compacted topic of checkpoints and of schemas without a registry."""
+        return self.kafka.state_topic or f"{self.app}.state"
+
+
+def default_name(table: object, chat: object) -> str:
+    """The last part of a table's name without its quotes, or a chat's name without @ or address."""
+    if isinstance(table, str):
+        last = re.findall(r'"(?:[^"]|"")*"|[^."]+', table)[-1:]
+        return last[0].strip('"').replace('""', '"') if last else ""
+    if isinstance(chat, str | int) and not isinstance(chat, bool):
+        return str(chat).rstrip("/").rsplit("/", 1)[-1].removeprefix("@")
+    return ""
+
+
+def source_model(kind: str) -> type[BaseModel]:
+    """The configuration model of a source type; KeyError for an unknown one."""
+    module, _, model = SOURCES[kind]
+    found: type[BaseModel] = getattr(importlib.import_module(module), model)
+    return found
+
+
+def load_config(path: str | Path, env: Mapping[str, str] | None = None) -> Config:
+    """Reads, interpolates and checks a configuration file; ConfigError (one line) for whatever is wrong with it.
+
+    Paths in it are relative to the file's folder, so that a run from elsewhere finds the same checkpoints.
+    """
+    text = read_config_text(Path(path), os.environ if env is None else env)
+    data = dict(text.data)
+    if isinstance(data.get("sources"), dict):
+        data["sources"] = {name: _load_source(text, name, value) for name, value in data["sources"].items()}
+    try:
+        config = Config.model_validate(data)
+    except ValidationError as error:
+        raise explain(text, Config, error) from None
+    return _with_absolute_paths(config, text.path.parent.absolute())
+
+
+def _load_source(text: ConfigText, name: str, value: Any) -> BaseModel:
+    where: KeyPath = ("sources", name)
+    if not isinstance(value, dict):
+        raise ConfigError(f"{text.at(where)}: {dotted(where)} is {kind_of(value)}; a source is a mapping with a type")
+    kind = value.get("type")
+    if kind is None:
+        raise ConfigError(f"{text.at(where)}: {dotted(where)}.type is missing; valid: {', '.join(SOURCES)}")
+    if kind not in SOURCES:
+        where = (*where, "type")
+        raise ConfigError(
+            f"{text.at(where)}: {dotted(where)} is not a kind of source; valid: {', '.join(SOURCES)}"
+            + nearest(str(kind), SOURCES)
+        )
+    model = source_model(kind)
+    try:
+        return model.model_validate(value)
+    except ValidationError as error:
+        raise explain(text, model, error, where) from None
+
+
+def _with_absolute_paths(config: Config, folder: Path) -> Config:
+    def absolute(model: Model, *names: str) -> dict[str, str]:
+        return {name: str(folder / value) for name in names if (value := getattr(model, name)) is not None}
+
+    ssl = ("ssl_cafile", "ssl_certfile", "ssl_keyfile")
+    update: dict[str, Any] = {
+        "kafka": config.kafka.model_copy(update=absolute(config.kafka, *ssl)),
+        "streams": tuple(s.model_copy(update=absolute(s, "schema_file")) for s in config.streams),
+    }
+    if config.schema_registry is not None:
+        update["schema_registry"] = config.schema_registry.model_copy(update=absolute(config.schema_registry, *ssl))
+    if isinstance(config.checkpoints, FileCheckpointsConfig):
+        update["checkpoints"] = config.checkpoints.model_copy(update=absolute(config.checkpoints, "path"))
+    return config.model_copy(update=update)
