@@ -12,16 +12,20 @@ import asyncio
 import time
 from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
+from producer.errors import TransientError
 from producer.inflight import ByteBudget, Prefix, Reservation, Window
 from producer.model import Checkpoint, KeyPosition, Page, Position
 from producer.protocols import CheckpointStore, PageReader, PageWriter
+from producer.retry import attempts
 
 FIRST_PAGE_ROWS = 64
 GROWTH = 8
 COMMIT_INTERVAL_S = 0.05
 MAX_POLL_INTERVAL_FACTOR = 8
+GIVE_UP_AFTER_S = 600.0
 
 
 @dataclass(slots=True)
@@ -112,19 +116,28 @@ class Committer:
         epoch: int,
         *,
         committed: Callable[[Sequence[Checkpoint], float], None],
+        retried: Callable[[TransientError, float], None] = lambda error, wait_s: None,
+        give_up_after_s: float = GIVE_UP_AFTER_S,
     ) -> None:
         self._store = store
         self._stream = stream
         self._epoch = epoch
         self._told = committed
+        self._retried = retried
+        self._give_up_after_s = give_up_after_s
         self._windows: dict[str, tuple[Window, Checkpoint, SplitProgress]] = {}
         self._news = asyncio.Event()
         self._hurry = asyncio.Event()
         self._room = asyncio.Condition()
+        self._writing = asyncio.Lock()
 
-    def enter(self, window: Window, progress: SplitProgress) -> None:
-        """Begins an attempt of a split: its window is empty and starts at the committed checkpoint."""
-        self._windows[progress.checkpoint.split.id] = (window, progress.checkpoint, progress)
+    async def enter(self, window: Window, progress: SplitProgress) -> None:
+        """Begins an attempt of a split: its window is empty and starts at the committed checkpoint.
+
+        Waits for a commit that is under way: it may move the very checkpoint that the attempt starts from.
+        """
+        async with self._writing:
+            self._windows[progress.checkpoint.split.id] = (window, progress.checkpoint, progress)
 
     def leave(self, split_id: str) -> None:
         """Ends an attempt: what its window still holds is dropped and never committed."""
@@ -148,7 +161,8 @@ class Committer:
             await self._room.wait_for(lambda: window.empty)
 
     async def run(self) -> None:
-        """Commits until cancelled. An error of the store ends it, and with it the stream's splits."""
+        """Commits until cancelled. A store that is away is asked again until `give_up_after_s` have passed; its
+        error then ends this, and with it the stream: the splits wait meanwhile, with their windows full."""
         while True:
             await self._news.wait()
             if not self._hurry.is_set():
@@ -159,10 +173,16 @@ class Committer:
                     pass
             self._hurry.clear()
             self._news.clear()
-            await self.commit()
+            async for attempt in attempts(give_up_after_s=self._give_up_after_s, before_sleep=self._retried):
+                with attempt:
+                    await self.commit()
 
     async def commit(self) -> None:
         """Writes the contiguous acknowledged prefixes of all windows, if there are any."""
+        async with self._writing:
+            await self._commit()
+
+    async def _commit(self) -> None:
         found: list[tuple[Window, Prefix, SplitProgress, Checkpoint]] = []
         for window, base, progress in self._windows.values():
             prefix = window.committable()
@@ -194,7 +214,7 @@ async def run_split(io: StreamIO, reader: PageReader, progress: SplitProgress) -
     drained. Raises the first failure; then nothing after the last committed checkpoint counts.
     """
     window = Window(io.limits.window_pages)
-    io.commits.enter(window, progress)
+    await io.commits.enter(window, progress)
     failure: asyncio.Future[None] = asyncio.get_running_loop().create_future()
     held: set[Reservation] = set()
     stage = asyncio.create_task(_move(io, reader, progress, window, failure, held))
@@ -233,7 +253,7 @@ async def _move(
         while (item := await _next(ahead, fetching)) is not None:
             page, reservation = item
             started = time.perf_counter()
-            prepared = await io.run_in_thread(lambda page=page: io.writer.prepare(page))  # type: ignore[misc]
+            prepared = await io.run_in_thread(partial(io.writer.prepare, page))
             io.observe_encode(time.perf_counter() - started)
             reservation.resize(prepared.bytes)
             await io.commits.room(window)

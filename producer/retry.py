@@ -27,8 +27,8 @@ def wait_s(state: RetryCallState) -> float:
 async def attempts(
     *,
     give_up_after_s: float,
-    progressed: Callable[[], float],
     before_sleep: Callable[[TransientError, float], None],
+    progressed: Callable[[], float] = lambda: 0.0,
     clock: Callable[[], float] = time.monotonic,
     sleep: Callable[[float], object] = asyncio.sleep,
 ) -> AsyncIterator[AttemptManager]:

@@ -1,0 +1,173 @@
+"""Owns scripted stand-ins for the engine's seams: failure written as data, and what came of it recorded."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+import pyarrow as pa
+
+from producer.inflight import ByteBudget
+from producer.model import Checkpoint, KeyPosition, Page, Position, Split, StreamState
+from producer.pipeline import Committer, Limits, SplitProgress, StreamIO
+
+
+@dataclass
+class ScriptedReader:
+    """Pages over the ids `first..last`; `faults` maps a count of fetches to the error that this fetch raises."""
+
+    last: int
+    first: int = 1
+    faults: dict[int, BaseException] = field(default_factory=dict)
+    fetches: int = 0
+    limits: list[int] = field(default_factory=list)
+    row_bytes: int = 8
+
+    async def fetch(self, position: Position | None, limit: int) -> Page:
+        self.fetches += 1
+        self.limits.append(limit)
+        await asyncio.sleep(0)
+        if error := self.faults.get(self.fetches):
+            raise error
+        after = position.values[0] if isinstance(position, KeyPosition) else self.first - 1
+        assert isinstance(after, int)
+        ids = list(range(after + 1, min(after + limit, self.last) + 1))
+        columns = {"id": pa.array(ids, pa.int64()), "fill": pa.array(["x" * (self.row_bytes - 8)] * len(ids))}
+        return Page(
+            pa.record_batch(columns),
+            KeyPosition((ids[-1],)) if ids else position,
+            last=not ids or ids[-1] >= self.last,
+        )
+
+    async def close(self) -> None:
+        pass
+
+
+@dataclass(frozen=True)
+class Prepared:
+    ids: tuple[int, ...]
+
+    @property
+    def rows(self) -> int:
+        return len(self.ids)
+
+    @property
+    def bytes(self) -> int:
+        return 8 * len(self.ids)
+
+
+@dataclass
+class ScriptedWriter:
+    """Keeps what was submitted; `answer(count, page)` says how: None = acknowledged, an error, or a future."""
+
+    answer: Callable[[int, Prepared], BaseException | asyncio.Future[None] | None] = lambda count, page: None
+    sent: list[int] = field(default_factory=list)
+    acknowledged: list[int] = field(default_factory=list)
+    pages: int = 0
+
+    def prepare(self, page: Page) -> Prepared:
+        return Prepared(tuple(page.batch.column(0).to_pylist()))
+
+    async def submit(self, prepared: Prepared) -> asyncio.Future[None]:
+        self.pages += 1
+        self.sent.extend(prepared.ids)
+        outcome = self.answer(self.pages, prepared)
+        loop = asyncio.get_running_loop()
+        future: asyncio.Future[None] = loop.create_future() if not isinstance(outcome, asyncio.Future) else outcome
+        future.add_done_callback(
+            lambda f: self.acknowledged.extend(prepared.ids) if not f.cancelled() and f.exception() is None else None
+        )
+        if isinstance(outcome, BaseException):
+            loop.call_soon(future.set_exception, outcome)
+        elif outcome is None:
+            loop.call_soon(future.set_result, None)
+        return future
+
+    async def close(self) -> None:
+        pass
+
+
+@dataclass
+class MemoryStore:
+    """A checkpoint store in memory; `check` is called with each commit before it counts."""
+
+    check: Callable[[Sequence[Checkpoint]], None] = lambda changed: None
+    faults: dict[int, BaseException] = field(default_factory=dict)
+    states: dict[str, StreamState] = field(default_factory=dict)
+    commits: int = 0
+
+    async def start(self) -> None: ...
+
+    async def close(self) -> None: ...
+
+    async def load(self, stream: str) -> StreamState | None:
+        return self.states.get(stream)
+
+    async def claim(self, stream: str) -> int:
+        state = self.states.get(stream)
+        return (state.epoch if state else 0) + 1
+
+    async def begin(self, state: StreamState) -> None:
+        self.states[state.stream] = state
+
+    async def commit(self, stream: str, epoch: int, changed: Sequence[Checkpoint]) -> None:
+        self.commits += 1
+        await asyncio.sleep(0)
+        if error := self.faults.get(self.commits):
+            raise error
+        self.check(changed)
+        if stream in self.states:
+            self.states[stream] = self.states[stream].with_changes(changed, "")
+
+    async def reset(self, stream: str) -> bool:
+        return self.states.pop(stream, None) is not None
+
+    async def streams(self) -> Sequence[str]:
+        return sorted(self.states)
+
+
+def stream_io(
+    writer: ScriptedWriter,
+    store: MemoryStore,
+    *,
+    window_pages: int = 4,
+    page_rows: int = 100,
+    page_bytes: int = 1 << 20,
+    budget_bytes: int = 1 << 20,
+    follow: bool = False,
+    row_bytes: int | None = 8,
+) -> StreamIO:
+    """A StreamIO over stand-ins, with an open gate."""
+    gate = asyncio.Event()
+    gate.set()
+
+    async def here(work: Callable[[], object]) -> object:
+        return work()
+
+    async def unthrottled(rows: int) -> None:
+        pass
+
+    return StreamIO(
+        stream="s",
+        writer=writer,
+        budget=ByteBudget(budget_bytes),
+        limits=Limits(window_pages, page_rows, page_bytes),
+        commits=Committer(store, "s", 1, committed=lambda changed, seconds: None),
+        gate=gate,
+        stop=asyncio.Event(),
+        follow=follow,
+        poll_interval_s=0.01,
+        observe_fetch=lambda seconds, rows: None,
+        observe_encode=lambda seconds: None,
+        observe_ack=lambda seconds, rows, size: None,
+        run_in_thread=here,
+        throttle=unthrottled,
+        wake=asyncio.Event(),
+        row_bytes=row_bytes,
+    )
+
+
+def whole() -> SplitProgress:
+    """Progress of a split that has not begun."""
+    return SplitProgress(Checkpoint(Split("0")))
