@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
@@ -96,7 +96,7 @@ class StreamIO:
     observe_fetch: Callable[[float, int], None]
     observe_encode: Callable[[float], None]
     observe_ack: Callable[[float, int, int], None]
-    run_in_thread: Callable[[Callable[[], Any]], Coroutine[Any, Any, Any]]
+    run_in_thread: Callable[[Callable[[], Any]], Awaitable[Any]]
     throttle: Callable[[int], Coroutine[Any, Any, None]]
     wake: asyncio.Event  # set by a source that knows of new rows
     row_bytes: int | None = None
@@ -299,7 +299,7 @@ async def _fetch(
     idle_s = io.poll_interval_s
     while not io.stop.is_set():
         if not io.gate.is_set():
-            await _either(io.gate, io.stop)
+            await wait_for_any(io.gate, io.stop)
             continue
         reservation = await io.budget.acquire(sizer.bytes)
         held.add(reservation)
@@ -326,12 +326,12 @@ async def _fetch(
             await io.throttle(page.rows)
         elif page.last:
             io.wake.clear()
-            await _either(io.wake, io.stop, timeout_s=idle_s)
+            await wait_for_any(io.wake, io.stop, timeout_s=idle_s)
             idle_s = min(idle_s * 1.5, io.poll_interval_s * MAX_POLL_INTERVAL_FACTOR)
     await ahead.put(None)
 
 
-async def _either(*events: asyncio.Event, timeout_s: float | None = None) -> None:
+async def wait_for_any(*events: asyncio.Event, timeout_s: float | None = None) -> None:
     """Waits for one of the events, at most `timeout_s` seconds."""
     waits = [asyncio.create_task(event.wait()) for event in events]
     try:
@@ -373,7 +373,7 @@ def describe_position(position: Position | None) -> str:
         case None:
             return "start"
         case KeyPosition((value,)):
-            return f"{value}"
+            return str(value)
         case KeyPosition(values):
             return "(" + ", ".join(str(v) for v in values) + ")"
         case _:

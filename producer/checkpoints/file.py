@@ -15,7 +15,7 @@ import json
 import os
 import urllib.parse
 import zlib
-from collections.abc import Sequence
+from collections.abc import Coroutine, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -208,9 +208,9 @@ class FileCheckpointStore:
         return sorted(urllib.parse.unquote(name[: -len(SUFFIX)]) for name in names if name.endswith(SUFFIX))
 
 
-async def _finish(work: object) -> None:
+async def _finish(work: Coroutine[None, None, None]) -> None:
     """Awaits a write to its end even when the caller is cancelled, so that two writes never overlap."""
-    task = asyncio.ensure_future(work)  # type: ignore[arg-type, var-annotated]
+    task = asyncio.create_task(work)
     try:
         await asyncio.shield(task)
     except asyncio.CancelledError:

@@ -1,0 +1,144 @@
+"""Owns the wiring: which source, sink and store a configuration names, and how a stream's writer is made of them."""
+
+from __future__ import annotations
+
+import asyncio
+import importlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from producer.checkpoints import STORES
+from producer.config import Config, StreamConfig
+from producer.errors import ConfigError
+from producer.model import Dataset, Json
+from producer.protocols import CheckpointStore, PageWriter, Source
+from producer.sources import SOURCES
+from producer.stream import OpenWriter
+
+if TYPE_CHECKING:
+    from producer.encoding.registry import RegistryClient
+    from producer.sinks.kafka import KafkaSink
+
+
+@dataclass(frozen=True, slots=True)
+class Schemas:
+    """A stream's Avro schemas as parsed JSON; `key` is None for a stream without a key."""
+
+    key: Json
+    value: Json
+
+
+@dataclass(frozen=True, slots=True)
+class Parts:
+    """What a run is made of, started and ready."""
+
+    sources: Mapping[str, Source]
+    sink: Any
+    store: CheckpointStore
+    open_writer: OpenWriter
+
+
+def make_source(config: Config, name: str) -> Source:
+    """The configured source, not yet started."""
+    settings = config.sources[name]
+    module, factory, _ = SOURCES[settings.type]
+    source: Source = getattr(importlib.import_module(module), factory)(name, settings)
+    return source
+
+
+def make_store(config: Config) -> CheckpointStore:
+    """The configured checkpoint store, not yet started."""
+    module, factory = STORES[config.checkpoints.type]
+    store: CheckpointStore = getattr(importlib.import_module(module), factory)(config)
+    return store
+
+
+def make_registry(config: Config) -> RegistryClient | None:
+    """The configured schema registry's client, or None where none is configured."""
+    if config.schema_registry is None:
+        return None
+    from producer.encoding.registry import RegistryClient
+
+    return RegistryClient(config.schema_registry)
+
+
+def schemas_of(stream: StreamConfig, dataset: Dataset) -> Schemas:
+    """The stream's schemas: the source's fixed ones, the user's .avsc checked against the table, or derived ones."""
+    from producer.encoding.schema import check_schema, key_schema, value_schema
+
+    value = dataset.value_schema
+    if stream.schema_file is not None:
+        value = read_schema_file(stream)
+        check_schema(value, dataset)
+    return Schemas(
+        key=dataset.key_schema or (key_schema(dataset, name=stream.name) if dataset.key else None),
+        value=value or value_schema(dataset, name=stream.name),
+    )
+
+
+def read_schema_file(stream: StreamConfig) -> Mapping[str, Json]:
+    """The .avsc that `schema` names; ConfigError where it is not there or not JSON."""
+    assert stream.schema_file is not None
+    path = Path(stream.schema_file)
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError(f"stream {stream.name!r}: schema file {path.name!r}: {error.strerror}") from error
+    except ValueError as error:
+        raise ConfigError(f"stream {stream.name!r}: schema file {path.name!r} is not JSON: {error}") from error
+    if not isinstance(found, dict):
+        raise ConfigError(f"stream {stream.name!r}: schema file {path.name!r} holds no Avro record schema")
+    return found
+
+
+async def open_parts(config: Config, run_id: str) -> Parts:
+    """Makes and starts all parts, each before the ones that need it; ProducerError from the first that cannot."""
+    from producer.sinks.kafka import KafkaSink
+
+    sources = {name: make_source(config, name) for name in dict.fromkeys(s.source for s in config.streams)}
+    sink = KafkaSink(config.kafka, config.app, run_id)
+    store = make_store(config)
+    registry = make_registry(config)
+    started: list[Any] = []
+    try:
+        async with asyncio.TaskGroup() as group:
+            for part in (sink, store, *sources.values(), *([registry] if registry else [])):
+                started.append(part)
+                group.create_task(part.start())
+    except* Exception as errors:
+        for part in started:
+            await part.close()
+        raise errors.exceptions[0] from None
+
+    async def open_writer(stream: StreamConfig, dataset: Dataset) -> PageWriter[Any]:
+        return await open_kafka_writer(stream, dataset, sink, registry)
+
+    return Parts(sources, sink, store, open_writer)
+
+
+async def open_kafka_writer(
+    stream: StreamConfig, dataset: Dataset, sink: KafkaSink, registry: RegistryClient | None
+) -> PageWriter[Any]:
+    """Registers the schemas, makes the topic, and joins encoder and sink. Nothing is sent before all of it is well."""
+    from producer.encoding.arrow_avro import AvroEncoder
+    from producer.encoding.records import RecordEncoder
+    from producer.encoding.schema import fingerprint64
+
+    schemas = schemas_of(stream, dataset)
+    key_prefix = value_prefix = b""
+    fingerprint: bytes | None = None
+    if registry is not None:
+        if schemas.key is not None:
+            key_prefix = await registry.register(stream.topic, schemas.key, is_key=True)
+        value_prefix = await registry.register(stream.topic, schemas.value, is_key=False)
+    else:
+        fingerprint = fingerprint64(schemas.value)
+        for schema in filter(None, (schemas.key, schemas.value)):
+            await sink.publish_schema(fingerprint64(schema).hex(), schema)
+    await sink.ensure_topic(stream.topic, stream.partitions, stream.replication_factor, stream.topic_config)
+    key = AvroEncoder(schemas.key, dataset.schema, prefix=key_prefix) if schemas.key is not None else None
+    value = AvroEncoder(schemas.value, dataset.schema, prefix=value_prefix)
+    return sink.writer(stream, RecordEncoder(key, value), fingerprint=fingerprint)

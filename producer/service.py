@@ -1,0 +1,212 @@
+"""Owns a run: all configured streams over one sink and one checkpoint store, from start to drained stop."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import time
+from collections.abc import Awaitable, Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any
+
+import structlog
+
+from producer.config import Config
+from producer.errors import ConfigError, PermanentError, ProducerError
+from producer.inflight import ByteBudget
+from producer.metrics import Metrics
+from producer.model import Json, position_to_json
+from producer.parts import Parts, open_parts
+from producer.stream import Engine, Stream, StreamStatus
+
+log = structlog.get_logger("producer")
+
+STARTING_SIDE_BY_SIDE = 8
+CLOSE_DEADLINE_S = 10.0
+
+
+@dataclass(frozen=True, slots=True)
+class StreamSummary:
+    """What a run did with one stream; `position` is that of its splits as JSON, by split id."""
+
+    stream: str
+    rows: int
+    acked: int
+    bytes: int
+    seconds: float
+    rows_per_second: float
+    position: Json
+    state: str
+    error: str | None = None
+
+    def to_json(self) -> Json:
+        out: dict[str, Json] = {
+            "stream": self.stream,
+            "rows": self.rows,
+            "acked": self.acked,
+            "bytes": self.bytes,
+            "seconds": round(self.seconds, 3),
+            "rows_per_second": round(self.rows_per_second, 1),
+            "position": self.position,
+            "state": self.state,
+        }
+        if self.error is not None:
+            out["error"] = self.error
+        return out
+
+
+class Service:
+    """Runs a configuration. `streams` is live while it runs; `run` may be awaited once."""
+
+    def __init__(
+        self,
+        config: Config,
+        *,
+        metrics: Metrics,
+        run_id: str,
+        parts: Callable[[Config, str], Awaitable[Parts]] = open_parts,
+    ) -> None:
+        self.config = config
+        self.run_id = run_id
+        self._metrics = metrics
+        self._open_parts = parts
+        self._streams: dict[str, Stream] = {}
+        self.ready = False
+
+    @property
+    def streams(self) -> Mapping[str, StreamStatus]:
+        """The status of each stream by name; empty before `run` has begun."""
+        return {name: stream.status for name, stream in self._streams.items()}
+
+    @property
+    def failed_at_start(self) -> bool:
+        """Streams have failed, and none after it had started moving rows."""
+        failed = [s for s in self._streams.values() if s.failure is not None]
+        return bool(failed) and not any(s.started for s in failed)
+
+    def pause(self, name: str) -> None:
+        """Pauses one stream; KeyError for a name that is not configured."""
+        self._streams[name].pause()
+
+    def resume(self, name: str) -> None:
+        """Resumes one stream; KeyError for a name that is not configured."""
+        self._streams[name].resume()
+
+    async def run(self, *, once: bool, stop: asyncio.Event) -> list[StreamSummary]:
+        """Runs until every stream is done (`once`), or until `stop` is set and all is drained.
+
+        Raises ProducerError only where nothing could begin: a part that all streams share is not there, or a
+        stream's configuration is wrong. A stream that fails later is reported in its summary.
+        """
+        config = self.config
+        parts = await self._open_parts(config, self.run_id)
+        executor = ThreadPoolExecutor(max_workers=min(8, (os.cpu_count() or 1) + 2), thread_name_prefix="encode")
+        engine = Engine(
+            store=parts.store,
+            open_writer=parts.open_writer,
+            budget=ByteBudget(config.kafka.max_inflight_bytes),
+            executor=executor,
+            stop=stop,
+            once=once,
+            give_up_after_s=config.retry_timeout_s,
+        )
+        try:
+            for stream in config.streams:
+                metrics = self._metrics.stream(stream.name, stream.source, stream.topic)
+                self._streams[stream.name] = Stream(stream, parts.sources[stream.source], engine, metrics)
+            await self._start_all()
+            self.ready = True
+            await self._run_all(once, stop)
+        finally:
+            executor.shutdown(wait=False, cancel_futures=True)
+            await self._close(parts)
+        return [self._summary(stream) for stream in self._streams.values()]
+
+    async def _start_all(self) -> None:
+        """Starts every stream before any moves a row, so that a wrong configuration is known while nothing has
+        happened. One stream's trouble that is not the configuration's is its own: the others go on."""
+        places = asyncio.Semaphore(STARTING_SIDE_BY_SIDE)
+
+        async def start(stream: Stream) -> ProducerError | None:
+            async with places:
+                try:
+                    await stream.start()
+                except ProducerError as error:
+                    return error
+            return None
+
+        streams = list(self._streams.values())
+        async with asyncio.TaskGroup() as group:
+            tasks = [group.create_task(start(stream)) for stream in streams]
+        errors = [task.result() for task in tasks]
+        for error in errors:
+            if isinstance(error, ConfigError):
+                raise error
+        found = [error for error in errors if error is not None]
+        if found and len(found) == len(streams):
+            raise found[0]
+        for stream, error in zip(streams, errors, strict=True):
+            if isinstance(error, PermanentError):
+                stream.fail(error)
+
+    async def _run_all(self, once: bool, stop: asyncio.Event) -> None:
+        running = {
+            asyncio.create_task(stream.run(), name=f"stream {stream.config.name}")
+            for stream in self._streams.values()
+            if stream.failure is None
+        }
+        stopping = asyncio.create_task(stop.wait())
+        try:
+            pending: set[asyncio.Task[Any]] = set(running)
+            while pending and not stop.is_set():
+                _, pending = await asyncio.wait({*pending, stopping}, return_when=asyncio.FIRST_COMPLETED)
+                pending.discard(stopping)
+            if not once and not stop.is_set():
+                log.info("all streams are at rest", hint="use --once to stop when caught up; Ctrl-C stops")
+                await stopping
+            if pending:
+                _, pending = await asyncio.wait(pending, timeout=self.config.shutdown_timeout_s)
+            if pending:
+                log.warning(
+                    "not drained in time: what is not acknowledged will be sent again",
+                    timeout_s=self.config.shutdown_timeout_s,
+                )
+        finally:
+            stopping.cancel()
+            for task in running:
+                task.cancel()
+            results = await asyncio.gather(*running, return_exceptions=True)
+        for result in results:
+            if isinstance(result, BaseException) and not isinstance(result, asyncio.CancelledError):
+                raise result
+
+    async def _close(self, parts: Parts) -> None:
+        async def close(part: Any) -> None:
+            try:
+                async with asyncio.timeout(CLOSE_DEADLINE_S):
+                    await part.close()
+            except TimeoutError:
+                log.warning("did not close in time", part=type(part).__name__)
+            except ProducerError as error:
+                log.warning("did not close cleanly", part=type(part).__name__, error=str(error))
+
+        for part in (*self._streams.values(), *parts.sources.values(), parts.sink, parts.store):
+            await close(part)
+
+    @staticmethod
+    def _summary(stream: Stream) -> StreamSummary:
+        status = stream.status
+        ended = status.finished_at or time.time()
+        seconds = max(1e-9, ended - (status.started_at or ended))
+        return StreamSummary(
+            stream=status.name,
+            rows=status.rows_read,
+            acked=status.rows_acked,
+            bytes=status.bytes_acked,
+            seconds=seconds if status.started_at else 0.0,
+            rows_per_second=status.rows_acked / seconds if status.started_at else 0.0,
+            position={s.checkpoint.split.id: position_to_json(s.checkpoint.position) for s in status.splits},
+            state=status.state,
+            error=status.error,
+        )
