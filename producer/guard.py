@@ -15,7 +15,7 @@ import threading
 from typing import IO
 
 _lock = threading.Lock()
-_pipe: IO[bytes] | None = None
+_pipe = -1  # the writing end
 _owner_pid = 0
 
 
@@ -32,21 +32,21 @@ def unwatch(pid: int) -> None:
 def _tell(line: bytes) -> None:
     global _pipe, _owner_pid
     with _lock:
-        if _pipe is None or _owner_pid != os.getpid():
+        if _owner_pid != os.getpid():
+            reading_end, _pipe = os.pipe()
             # Not waited for on purpose: it must be the last one to go. A session of its own keeps Ctrl-C from it.
             guard = subprocess.Popen(
                 [sys.executable, "-I", "-S", __file__],
-                stdin=subprocess.PIPE,
+                stdin=reading_end,
                 stdout=subprocess.DEVNULL,
                 stderr=subprocess.DEVNULL,
                 start_new_session=True,
                 cwd=os.path.sep,
             )
             guard.returncode = 0  # so that Popen's finaliser does not warn about a process which is meant to run on
-            assert guard.stdin is not None
-            _pipe, _owner_pid = guard.stdin, os.getpid()
-        _pipe.write(line)
-        _pipe.flush()
+            os.close(reading_end)
+            _owner_pid = os.getpid()
+        os.write(_pipe, line)
 
 
 def _guard(lines: IO[bytes]) -> None:
