@@ -1,0 +1,318 @@
+"""Owns the Kafka sink: pages become finished record batches in threads, and aiokafka's sender delivers them.
+
+Each stream has a connection (an idempotent ``AIOKafkaProducer``, ``acks=all``) of its own, so that one stream's
+refused record does not stop the others. A producer that failed once is never used again: after a refusal aiokafka's
+sequence numbers and the broker's differ for ever. The next submit makes a new one.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import time
+from collections import defaultdict
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import pyarrow as pa
+from aiokafka import AIOKafkaProducer
+from aiokafka.errors import KafkaTimeoutError, ProducerClosed
+
+from producer.config import KafkaConfig, StreamConfig
+from producer.errors import ProducerError, RecordTooLargeError, SinkUnavailableError
+from producer.kafka import TopicInfo, admin, client_options, connect, ensure_topic, give_up, translate
+from producer.model import Page, position_to_json
+from producer.sinks.record_batch import HEADER_BYTES, FinishedBatch
+
+#: How long a connection that is given up may take to close.
+_CLOSE_TIMEOUT_S = 2.0
+
+
+class RecordBlock(Protocol):
+    """Framed records (offset deltas 0 to ``count`` - 1, timestamp deltas 0) that go to one partition."""
+
+    @property
+    def partition(self) -> int: ...
+
+    @property
+    def count(self) -> int: ...
+
+    @property
+    def records(self) -> bytes | memoryview: ...
+
+
+class RecordEncoder(Protocol):
+    """Writes rows as framed records, each partition's in the order of the rows."""
+
+    def encode(
+        self,
+        batch: pa.RecordBatch,
+        *,
+        partitions: int,
+        headers: Sequence[tuple[str, bytes]],
+        max_block_bytes: int,
+        timestamp_ms: int,
+    ) -> Sequence[RecordBlock]: ...
+
+
+@dataclass(frozen=True, slots=True)
+class PreparedBatches:
+    """A page as finished record batches, each partition's in order."""
+
+    rows: int
+    bytes: int
+    batches: Mapping[int, Sequence[FinishedBatch]]
+
+
+class KafkaSink:
+    """The broker that all streams write to. `run_id` goes into each record's headers."""
+
+    def __init__(self, config: KafkaConfig, app: str, run_id: str) -> None:
+        self._config = config
+        self._run_id = run_id
+        self._topics: dict[str, TopicInfo] = {}
+        self._writers: list[KafkaWriter] = []
+        self.state_topic = config.state_topic or f"{app}.state"
+
+    async def start(self) -> None:
+        """Proves that the broker is there and takes the credentials."""
+        async with admin(self._config):
+            pass
+
+    async def close(self) -> None:
+        await asyncio.gather(*(writer.close() for writer in self._writers))
+
+    async def ensure_topic(
+        self,
+        name: str,
+        partitions: int | None = None,
+        replication_factor: int | None = None,
+        topic_config: Mapping[str, str] | None = None,
+    ) -> int:
+        """How many partitions the topic has, which is made if it is not there; see `producer.kafka.ensure_topic`."""
+        info = await ensure_topic(
+            self._config, name, partitions=partitions, replication_factor=replication_factor, topic_config=topic_config
+        )
+        self._topics[name] = info
+        return info.partitions
+
+    def writer(
+        self,
+        stream: StreamConfig,
+        encoder: RecordEncoder,
+        *,
+        fingerprint: bytes | None = None,
+        transactional: bool = False,
+    ) -> KafkaWriter:
+        """A writer to ``stream.topic``, for which `ensure_topic` has been called.
+
+        `fingerprint` is the value schema's CRC-64-AVRO, given where there is no registry: it goes into a header.
+        """
+        headers = [] if fingerprint is None else [("avro.fingerprint", fingerprint)]
+        if self._config.headers:
+            headers += [("source", stream.source.encode()), ("run_id", self._run_id.encode())]
+        writer = KafkaWriter(
+            self._config, stream.name, self._topics[stream.topic], encoder, headers, transactional=transactional
+        )
+        self._writers.append(writer)
+        return writer
+
+    async def publish_schema(self, fingerprint: str, schema: Mapping[str, Any]) -> None:
+        """Puts a schema into the state topic under ``schema/<fingerprint>``: for readers, where no registry is."""
+        await ensure_topic(self._config, self.state_topic, topic_config={"cleanup.policy": "compact"})
+        connection = await _Connection.open(self._config, self.state_topic)
+        try:
+            async with connection.deadline():
+                await connection.producer.send_and_wait(
+                    self.state_topic, key=f"schema/{fingerprint}".encode(), value=json.dumps(schema).encode()
+                )
+        except Exception as error:
+            raise connection.fail(error) from None
+        finally:
+            await connection.close()
+
+
+class KafkaWriter:
+    """Writes one stream's pages to its topic; see `producer.protocols.PageWriter`."""
+
+    def __init__(
+        self,
+        config: KafkaConfig,
+        stream: str,
+        topic: TopicInfo,
+        encoder: RecordEncoder,
+        headers: Sequence[tuple[str, bytes]],
+        *,
+        transactional: bool = False,
+        now_ms: Callable[[], int] = lambda: time.time_ns() // 1_000_000,
+    ) -> None:
+        self._config = config
+        self._stream = stream
+        self._topic = topic
+        self._encoder = encoder
+        self._headers = headers
+        self._transactional = transactional
+        self._now_ms = now_ms
+        self._max_batch_bytes = min(config.max_request_size, topic.max_message_bytes)
+        self._connection: _Connection | None = None
+        self._connecting = asyncio.Lock()
+        self._deliveries: set[asyncio.Task[None]] = set()
+
+    def prepare(self, page: Page) -> PreparedBatches:
+        """Encodes, frames and compresses. RecordTooLargeError for a record that the topic cannot take alone."""
+        headers = list(self._headers)
+        if self._config.headers and page.position is not None:
+            position = json.dumps(position_to_json(page.position), separators=(",", ":"))
+            headers.append(("position", position.encode()))
+        timestamp_ms = self._now_ms()
+        blocks = self._encoder.encode(
+            page.batch,
+            partitions=self._topic.partitions,
+            headers=headers,
+            max_block_bytes=self._max_batch_bytes - HEADER_BYTES,
+            timestamp_ms=timestamp_ms,
+        )
+        batches: defaultdict[int, list[FinishedBatch]] = defaultdict(list)
+        total_bytes = 0
+        for block in blocks:
+            batch = FinishedBatch(
+                block.records,
+                block.count,
+                timestamp_ms,
+                codec=self._config.compression,
+                level=self._config.compression_level,
+                transactional=self._transactional,
+            )
+            if batch.size() > self._max_batch_bytes:
+                raise self._too_large(batch.size())
+            total_bytes += batch.size()
+            batches[block.partition].append(batch)
+        return PreparedBatches(page.rows, total_bytes, batches)
+
+    def _too_large(self, size: int) -> RecordTooLargeError:
+        of_topic = self._topic.max_message_bytes <= self._config.max_request_size
+        limit = f"max.message.bytes of topic {self._topic.name!r}" if of_topic else "kafka.max_request_size"
+        return RecordTooLargeError(
+            f"stream {self._stream!r}: a record of {size} bytes is over the {self._max_batch_bytes} of {limit}",
+            stream=self._stream,
+            size=size,
+            hint=f"raise {limit}, or exclude a column",
+        )
+
+    async def submit(self, prepared: PreparedBatches) -> asyncio.Future[None]:
+        """Queues the page's batches behind those before it; SinkUnavailableError when no connection can be made."""
+        connection = await self._connected()
+        delivery = asyncio.create_task(self._deliver(connection, prepared))
+        self._deliveries.add(delivery)
+        delivery.add_done_callback(self._delivered)
+        return delivery
+
+    def _delivered(self, delivery: asyncio.Task[None]) -> None:
+        self._deliveries.discard(delivery)
+        if not delivery.cancelled():
+            delivery.exception()  # seen: whoever rewinds does not await every page
+
+    async def _connected(self) -> _Connection:
+        async with self._connecting:
+            if self._connection is not None and self._connection.failed:
+                # Its socket is closed first, so that nothing of it can arrive behind what the new one sends.
+                await self._connection.close()
+                self._connection = None
+            if self._connection is None:
+                self._connection = await _Connection.open(self._config, self._topic.name)
+            return self._connection
+
+    async def _deliver(self, connection: _Connection, prepared: PreparedBatches) -> None:
+        try:
+            async with connection.deadline():
+                await asyncio.gather(*(connection.send(p, batches) for p, batches in prepared.batches.items()))
+        except Exception as error:  # translated, whatever it is: the caller knows only our errors
+            raise connection.fail(error) from None
+
+    async def close(self) -> None:
+        async with self._connecting:
+            if self._connection is not None:
+                self._connection.fail(SinkUnavailableError(f"stream {self._stream!r}: the writer was closed"))
+                await self._connection.close()
+                self._connection = None
+        if self._deliveries:
+            await asyncio.wait(set(self._deliveries), timeout=_CLOSE_TIMEOUT_S)
+
+
+class _Connection:
+    """One AIOKafkaProducer from its start to its first error, and the order in which batches enter it."""
+
+    def __init__(self, config: KafkaConfig, topic: str, producer: AIOKafkaProducer) -> None:
+        self.producer = producer
+        self._config = config
+        self._topic = topic
+        self._turns: defaultdict[int, asyncio.Lock] = defaultdict(asyncio.Lock)  # a fair one for each partition
+        self._deadlines: set[asyncio.Timeout] = set()
+        self._error: ProducerError | None = None
+        self._closing: asyncio.Task[None] | None = None
+
+    @classmethod
+    async def open(cls, config: KafkaConfig, topic: str) -> _Connection:
+        producer = AIOKafkaProducer(
+            **client_options(config),
+            enable_idempotence=True,
+            acks="all",
+            max_request_size=config.max_request_size,
+        )
+        await connect(producer, producer.stop, config)
+        return cls(config, topic, producer)
+
+    @property
+    def failed(self) -> bool:
+        return self._error is not None
+
+    @asynccontextmanager
+    async def deadline(self) -> AsyncIterator[None]:
+        """TimeoutError after ``delivery_timeout_s``, or as soon as the connection fails: aiokafka's waits may hang."""
+        async with asyncio.timeout(0 if self.failed else self._config.delivery_timeout_s) as scope:
+            self._deadlines.add(scope)
+            try:
+                yield
+            finally:
+                self._deadlines.discard(scope)
+
+    async def send(self, partition: int, batches: Sequence[FinishedBatch]) -> None:
+        """Queues the batches in order, side by side with other partitions', and waits for their acknowledgement."""
+        acknowledged = []
+        async with self._turns[partition]:
+            for batch in batches:
+                acknowledged.append(await self._enqueue(partition, batch))
+        await asyncio.gather(*acknowledged)
+
+    async def _enqueue(self, partition: int, batch: FinishedBatch) -> asyncio.Future[Any]:
+        while True:
+            try:
+                future: asyncio.Future[Any] = await self.producer.send_batch(batch, self._topic, partition=partition)
+            except KafkaTimeoutError:
+                continue  # aiokafka gives the queue request_timeout_s to move; the page's deadline decides
+            return future
+
+    def fail(self, error: BaseException) -> ProducerError:
+        """Ends the connection; the error for the page that met it, or for one that was on its way beside that."""
+        if self._error is not None:
+            return SinkUnavailableError(f"the connection was given up: {self._error.message}", hint=self._error.hint)
+        self._error = translate(error, self._config, topic=self._topic, doing="write")
+        # Cancelled first, as its requests on their way could not queue failed batches again.
+        self.producer._sender.sender_task.cancel()
+        self.producer._message_accumulator.fail_all(ProducerClosed())
+        for scope in self._deadlines:
+            if not scope.expired():
+                scope.reschedule(0)
+        self._closing = asyncio.create_task(self._stop())
+        return self._error
+
+    async def _stop(self) -> None:
+        await give_up(self.producer.stop, _CLOSE_TIMEOUT_S)
+        await give_up(self.producer.client.close, _CLOSE_TIMEOUT_S)
+
+    async def close(self) -> None:
+        if self._closing is None:
+            self._closing = asyncio.create_task(self._stop())
+        await asyncio.shield(self._closing)
