@@ -19,6 +19,7 @@ from pydantic import (
     model_validator,
 )
 
+from producer.checkpoints import STORES
 from producer.configcheck import explain, nearest
 from producer.configtext import ConfigText, KeyPath, dotted, kind_of, read_config_text
 from producer.errors import ConfigError
@@ -86,6 +87,7 @@ class KafkaConfig(Model):
     ssl_check_hostname: bool = True
     max_inflight_bytes: ByteSize = 64 * 2**20
     max_request_size: ByteSize = 2**20
+    connect_timeout_s: float = 5.0
     request_timeout_s: float = 40.0
     delivery_timeout_s: float = 120.0
     headers: bool = True
@@ -208,6 +210,10 @@ class Config(Model):
     checkpoints: CheckpointsConfig = FileCheckpointsConfig()
     delivery: Literal["at_least_once", "exactly_once"] = "at_least_once"
     http: HttpConfig = HttpConfig()
+    retry_timeout_s: float = Field(
+        default=600.0, gt=0, description="a stream that has made no progress for so long fails"
+    )
+    shutdown_timeout_s: float = Field(default=25.0, gt=0, description="time to drain after SIGTERM or Ctrl-C")
     sources: Mapping[str, Any]  # each checked by the model that its source registers under `type`
     streams: tuple[StreamConfig, ...] = Field(min_length=1)
 
@@ -274,6 +280,8 @@ def load_config(path: str | Path, env: Mapping[str, str] | None = None) -> Confi
         config = Config.model_validate(data)
     except ValidationError as error:
         raise explain(text, Config, error) from None
+    if config.checkpoints.type not in STORES:
+        raise ConfigError(f"checkpoints.type {config.checkpoints.type} is not built in; valid: {', '.join(STORES)}")
     return _with_absolute_paths(config, text.path.parent.absolute())
 
 

@@ -1,0 +1,87 @@
+"""Owns ``producer run``: signals, progress and the HTTP side around the service, and the exit code after it."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import os
+import signal
+import sys
+import uuid
+from contextlib import AsyncExitStack
+from types import FrameType
+from typing import TYPE_CHECKING, Any
+
+from producer.commands import options
+
+if TYPE_CHECKING:
+    from producer.config import Config
+    from producer.logs import Redact
+    from producer.service import StreamSummary
+
+
+def add_parser(subparsers: Any) -> None:
+    text = "stream everything that is configured"
+    parser = subparsers.add_parser("run", help=text, description=text)
+    options.add_config(parser)
+    parser.add_argument("--once", action="store_true", help="stop when everything has caught up")
+    options.add_json(parser, "at the end, a line of JSON for each stream on stdout")
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> int:
+    # As process 1 of a container an unhandled SIGTERM is ignored: heard before anything slow begins.
+    signal.signal(signal.SIGTERM, _exit_now)
+    config = options.load(args)
+    summaries, stopped_by = asyncio.run(stream_all(config, once=args.once, redact=args.redact))
+    for summary in summaries if args.json else ():
+        options.say_json(summary.to_json())
+    if any(summary.state == "failed" for summary in summaries):
+        return 1
+    return 128 + stopped_by if stopped_by else 0
+
+
+def _exit_now(number: int, _frame: FrameType | None) -> None:
+    os._exit(128 + number)
+
+
+async def stream_all(config: Config, *, once: bool, redact: Redact) -> tuple[list[StreamSummary], int]:
+    """Runs the service until it ends or a signal stops it: the summaries, and that signal's number (else 0)."""
+    import structlog
+
+    from producer import http, progress
+    from producer.metrics import Metrics
+    from producer.service import Service
+
+    log = structlog.get_logger("producer.run")
+    stop = asyncio.Event()
+    signals: list[int] = []
+
+    def stopped(number: int) -> None:
+        if signals:
+            os._exit(128 + number)  # the second one: at once; what was acknowledged is in the checkpoint or comes again
+        signals.append(number)
+        log.info("stopping: draining what is in flight", signal=signal.Signals(number).name)
+        stop.set()
+
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stopped, number)
+    metrics = Metrics()
+    service = Service(config, metrics=metrics, run_id=uuid.uuid4().hex)
+    listener = http.bind(config.http)
+    log.info("listening", address="http://{}:{}".format(*listener.getsockname()[:2]))
+    async with AsyncExitStack() as around:
+        around.callback(listener.close)
+        # The streams come first: the HTTP side and the display are imported while they connect.
+        running = asyncio.create_task(service.run(once=once, stop=stop))
+        around.push_async_callback(_cancelled, running)
+        await asyncio.sleep(0)
+        await around.enter_async_context(http.serving(listener, metrics, service, redact))
+        await around.enter_async_context(progress.showing(service.streams, terminal=sys.stderr.isatty(), say=log.info))
+        return await running, signals[0] if signals else 0
+
+
+async def _cancelled(task: asyncio.Task[Any]) -> None:
+    task.cancel()
+    await asyncio.wait({task})
