@@ -1,0 +1,187 @@
+"""Owns the SQL source: one configured database, its streams' queries, their splits and page readers.
+
+The traversals' SQL is built in `keyset`, the quantiles of splits in `splits`; what differs between databases is in a
+module each (`postgres`, `sqlite`, `mysql`, `generic`), behind the seam of `table`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Literal
+
+import pyarrow as pa
+from pydantic import Field, SecretStr
+
+from producer.config import Model, StreamConfig
+from producer.errors import ConfigError
+from producer.model import Checkpoint, Dataset, KeyPosition, OffsetPosition, Page, Position, Split
+from producer.sources.sql import keyset, splits
+from producer.sources.sql.dialects import open_database
+from producer.sources.sql.keyset import Selection
+from producer.sources.sql.names import parameter_names
+from producer.sources.sql.table import Database, Session
+from producer.traversal import is_last, key_values, offset_rows, offset_split, offset_window, start_of
+
+#: From this many skipped rows on, an OFFSET page finds its keys in the index first (see benchmarks/README.md).
+DEFERRED_FROM_ROWS = 20_000
+
+
+class SqlConfig(Model):
+    """A database. `url` is as SQLAlchemy writes it: postgresql://, sqlite:///path, mysql://, mariadb://, others."""
+
+    type: Literal["sql"] = "sql"
+    url: SecretStr
+    statement_timeout_s: float = Field(60.0, gt=0, description="for one page")
+    connect_timeout_s: float = Field(10.0, gt=0)
+    max_connections: int = Field(32, ge=1, le=512, description="queries at the same time")
+
+
+class SqlSource:
+    """See `producer.protocols.Source`."""
+
+    def __init__(self, config: SqlConfig) -> None:
+        self._executor = ThreadPoolExecutor(config.max_connections, thread_name_prefix="sql")
+        self._database: Database = open_database(
+            config.url.get_secret_value(),
+            statement_timeout_s=config.statement_timeout_s,
+            connect_timeout_s=config.connect_timeout_s,
+            executor=self._executor,
+        )
+        self._selections: dict[str, Selection] = {}
+
+    async def start(self) -> None:
+        await self._database.start()
+
+    async def close(self) -> None:
+        try:
+            await self._database.close()
+        finally:
+            self._executor.shutdown(wait=False, cancel_futures=True)
+
+    async def describe(self, stream: StreamConfig) -> Dataset:
+        """The table's columns as Arrow, its key and order, and the planner's estimate of its size."""
+        if stream.table is None:
+            raise ConfigError(f"stream {stream.name!r}: a stream of an SQL source needs a table")
+        selection = await self._select(stream, stream.table)
+        session = self._database.session()
+        try:
+            query = keyset.rows_query(selection, selection.columns, [])
+            estimate = await session.estimate(query)
+        finally:
+            await session.close()
+        rows, row_bytes = estimate or (None, None)
+        table = selection.table
+        return Dataset(
+            name=table.path[-1],
+            schema=pa.schema([column.field for column in selection.columns]),
+            key=selection.key,
+            order=selection.order_names,
+            identity={
+                "table": list(table.path),
+                "columns": [column.name for column in selection.columns if column.name not in selection.hidden],
+                "key": list(selection.key),
+                "order": [[name, "desc" if down else "asc"] for name, down in selection.order],
+                "where": selection.where,
+                "params": dict(selection.params),
+            },
+            hidden=selection.hidden,
+            rows_estimate=rows,
+            row_bytes_estimate=row_bytes,
+            namespace=".".join(table.path[:-1]),
+            comment=table.comment,
+        )
+
+    async def plan(self, stream: StreamConfig, dataset: Dataset) -> Sequence[Split]:
+        selection = await self._selection(stream)
+        session = self._database.session()
+        try:
+            if stream.traversal == "OFFSET":
+                return (offset_split(await splits.count(session, selection) if stream.mode == "snapshot" else None),)
+            await splits.refuse_null_keys(session, self._database, selection)
+            return await splits.plan(session, self._database, selection, stream, dataset.rows_estimate)
+        finally:
+            await session.close()
+
+    async def reader(self, stream: StreamConfig, dataset: Dataset, split: Split) -> SqlReader:
+        return SqlReader(stream, await self._selection(stream), split, self._database)
+
+    async def remaining(self, stream: StreamConfig, dataset: Dataset, checkpoint: Checkpoint) -> int | None:
+        if checkpoint.done:
+            return 0
+        split = checkpoint.split
+        if stream.traversal == "OFFSET":
+            read = 0 if checkpoint.position is None else offset_rows(checkpoint.position)
+            whole = dataset.rows_estimate if split.upper is None else offset_rows(split.upper)
+            return None if whole is None else max(0, whole - read)
+        selection = await self._selection(stream)
+        session = self._database.session()
+        try:
+            return await splits.remaining(session, self._database, selection, split, checkpoint.position, dataset)
+        finally:
+            await session.close()
+
+    async def _selection(self, stream: StreamConfig) -> Selection:
+        found = self._selections.get(stream.name)
+        if found is None:
+            found = await self._select(stream, stream.table or "")
+        return found
+
+    async def _select(self, stream: StreamConfig, name: str) -> Selection:
+        table = await self._database.table(name, decimal=stream.decimal)
+        selection = keyset.select(table, stream)
+        if selection.where:
+            probe = keyset.rows_query(selection, selection.columns[:1], []).sql
+            types = await self._database.parameter_types(probe, parameter_names(selection.where))
+            selection = dataclasses.replace(selection, types=types)
+        self._selections[stream.name] = selection
+        return selection
+
+
+class SqlReader:
+    """See `producer.protocols.PageReader`."""
+
+    def __init__(self, stream: StreamConfig, selection: Selection, split: Split, database: Database) -> None:
+        self._stream = stream
+        self._selection = selection
+        self._split = split
+        self._database = database
+        self._session: Session = database.session()
+
+    async def fetch(self, position: Position | None, limit: int) -> Page:
+        if self._stream.traversal == "OFFSET":
+            return await self._fetch_offset(position, limit)
+        return await self._fetch_key(position, limit)
+
+    async def close(self) -> None:
+        await self._session.close()
+
+    async def _fetch_key(self, position: Position | None, limit: int) -> Page:
+        selection, split, database = self._selection, self._split, self._database
+        width = len(selection.order)
+        start = start_of(split, position)
+        query = keyset.key_query(
+            selection,
+            key_values(start, width),
+            key_values(split.upper, width),
+            limit,
+            mark=database.mark,
+            row_values=database.row_values,
+        )
+        rows = await self._session.fetch(query)
+        batch = rows.batch
+        reached = start if rows.last_key is None else KeyPosition(rows.last_key)
+        return Page(batch, reached, is_last(batch.num_rows, limit, reached, split.upper))
+
+    async def _fetch_offset(self, position: Position | None, limit: int) -> Page:
+        skip, count = offset_window(self._split, position, limit)
+        query = keyset.offset_query(
+            self._selection, skip, count, mark=self._database.mark, deferred=skip >= DEFERRED_FROM_ROWS
+        )
+        batch = (await self._session.fetch(query)).batch
+        reached = OffsetPosition(skip + batch.num_rows)
+        return Page(batch, reached, is_last(batch.num_rows, limit, reached, self._split.upper))
+
+
+__all__ = ["SqlConfig", "SqlReader", "SqlSource"]

@@ -1,0 +1,269 @@
+"""Owns the SQL of pages: which columns a stream reads in what order, and the SELECT for each fetch."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from producer.config import StreamConfig
+from producer.errors import ConfigError
+from producer.model import Json, KeyScalar
+from producer.sources.sql.names import find_column, parameter_names, quote
+from producer.sources.sql.table import Column, Query, Table
+
+
+@dataclass(frozen=True, slots=True)
+class Selection:
+    """What one stream reads of a table. `order` pairs each column of the traversal with whether it descends.
+
+    `proven` says that the order is total by a unique index; otherwise equal keys are looked for while reading.
+    """
+
+    table: Table
+    columns: tuple[Column, ...]
+    key: tuple[str, ...]
+    order: tuple[tuple[str, bool], ...]
+    hidden: frozenset[str]
+    where: str
+    params: Mapping[str, Json]
+    proven: bool
+    types: Mapping[str, str]
+
+    @property
+    def order_names(self) -> tuple[str, ...]:
+        return tuple(name for name, _ in self.order)
+
+    @property
+    def order_columns(self) -> tuple[Column, ...]:
+        return tuple(self.table.column(name) for name in self.order_names)
+
+
+def select(table: Table, stream: StreamConfig) -> Selection:
+    """The columns, key and order of `stream`; ConfigError where they do not fit the table or make no total order."""
+    what = f"stream {stream.name!r}"
+    names = tuple(column.name for column in table.columns)
+
+    def find(name: str, key: str) -> str:
+        return find_column(name, names, where=f"{what}, {key}, table {'.'.join(table.path)!r}")
+
+    excluded = {find(name, "exclude") for name in stream.exclude}
+    chosen = names if stream.columns is None else tuple(dict.fromkeys(find(name, "columns") for name in stream.columns))
+    chosen = tuple(name for name in chosen if name not in excluded)
+    if not chosen:
+        raise ConfigError(f"{what}: no columns are left to read", hint="look at columns and exclude")
+
+    if stream.key is not None:
+        key = tuple(dict.fromkeys(find(name, "key") for name in stream.key))
+    else:
+        key = table.unique[0] if table.unique else ()
+    asked = tuple(_order_item(item, what) for item in stream.order_by or ())
+    order = tuple((find(name, "order_by"), descending) for name, descending in asked)
+    order = _total(table, stream, key, order)
+
+    needed = tuple(dict.fromkeys((*key, *(name for name, _ in order))))
+    hidden = frozenset(name for name in needed if name not in chosen)
+    read = (*chosen, *(name for name in needed if name in hidden))
+    columns = tuple(table.column(name) for name in read)
+    for column in columns:
+        if column.refused:
+            raise ConfigError(f"{what}: column {column.name!r} {column.refused}", hint="leave it out by exclude")
+    for name, _ in order:
+        if not table.column(name).sortable:
+            raise ConfigError(f"{what}: column {name!r} of type {table.column(name).sql_type} cannot order rows")
+    where, params = _where(stream, what)
+    ordered = {name for name, _ in order}
+    proven = any(set(unique) <= ordered for unique in table.unique)
+    return Selection(table, columns, key, order, hidden, where, params, proven, {})
+
+
+def _order_item(text: str, what: str) -> tuple[str, bool]:
+    """``name``, ``name asc`` or ``name desc``; the name may be quoted."""
+    words = text.strip().rsplit(None, 1)
+    descending = False
+    if len(words) == 2 and words[1].lower() in ("asc", "desc"):
+        descending = words[1].lower() == "desc"
+        text = words[0]
+    name = text.strip()
+    if len(name) > 2 and name[0] == name[-1] and name[0] in "\"`":
+        name = name[1:-1].replace(name[0] * 2, name[0])
+    if not name:
+        raise ConfigError(f"{what}, order_by: an entry is empty")
+    return name, descending
+
+
+def _total(
+    table: Table, stream: StreamConfig, key: tuple[str, ...], order: tuple[tuple[str, bool], ...]
+) -> tuple[tuple[str, bool], ...]:
+    """`order` made total by appending the key, and the primary key where the key alone is not unique."""
+    what = f"stream {stream.name!r}"
+    kind = "view" if table.is_view else "table"
+    if not key:
+        raise ConfigError(
+            f"{what}: {kind} {'.'.join(table.path)!r} has no primary key and no unique index without nulls",
+            hint="name the columns that tell its rows apart in key, such as key: [id]",
+        )
+    if stream.traversal == "ID_RANGE" and any(descending for _, descending in order):
+        raise ConfigError(f"{what}: order_by with desc needs traversal OFFSET", hint="ID_RANGE reads keys upwards")
+    for name in key if any(set(unique) <= set(key) for unique in table.unique) or not table.unique else (
+        *key,
+        *table.unique[0],
+    ):
+        if name not in (n for n, _ in order):
+            order = (*order, (name, False))
+    return order
+
+
+def _where(stream: StreamConfig, what: str) -> tuple[str, Mapping[str, Json]]:
+    if stream.where is None:
+        if stream.params:
+            raise ConfigError(f"{what}: params without where")
+        return "", {}
+    if not isinstance(stream.where, str):
+        raise ConfigError(f"{what}, where: SQL text is expected, not {type(stream.where).__name__}")
+    used = parameter_names(stream.where)
+    missing = [name for name in used if name not in stream.params]
+    unused = [name for name in stream.params if name not in used]
+    if missing:
+        raise ConfigError(f"{what}, where: :{missing[0]} has no value", hint=f"add {missing[0]} to params")
+    if unused:
+        raise ConfigError(f"{what}, params: where has no :{unused[0]}")
+    return stream.where, dict(stream.params)
+
+
+def key_query(
+    selection: Selection,
+    lower: tuple[KeyScalar, ...] | None,
+    upper: tuple[KeyScalar, ...] | None,
+    limit: int | None,
+    *,
+    mark: str,
+    row_values: bool,
+) -> Query:
+    """The rows with `lower` < key <= `upper`, in the order of the key."""
+    return _query(
+        selection,
+        selection.columns,
+        [*_bounds(selection, lower, upper, mark=mark, row_values=row_values)],
+        _order_by(selection, mark) + ("" if limit is None else f" LIMIT {limit:d}"),
+        _bound_params(selection, lower, upper),
+    )
+
+
+def offset_query(selection: Selection, skip: int, limit: int, *, mark: str, deferred: bool) -> Query:
+    """Rows `skip` to `skip + limit` of the ordered table.
+
+    `deferred` finds the page's keys first, in a subquery over the key alone (which an index answers without touching
+    the rows that are skipped), and joins the rows to them.
+    """
+    if not deferred:
+        return _query(
+            selection, selection.columns, [], f"{_order_by(selection, mark)} LIMIT {limit:d} OFFSET {skip:d}", {}
+        )
+    names = [quote(name, mark) for name in selection.order_names]
+    inner = f"SELECT {', '.join('t.' + name for name in names)} FROM {selection.table.source} t"
+    if selection.where:
+        inner += f" WHERE ({selection.where}\n)"
+    inner += f"{_order_by(selection, mark)} LIMIT {limit:d} OFFSET {skip:d}"
+    pairs = " AND ".join(f"t.{name} = k.{name}" for name in names)
+    sql = (
+        f"SELECT {_list(selection.columns)} FROM {selection.table.source} t JOIN ({inner}) k ON {pairs}"
+        f"{_order_by(selection, mark)}"
+    )
+    return Query(sql, selection.columns, selection.params, selection.types, selection.order_names)
+
+
+def rows_query(selection: Selection, columns: tuple[Column, ...], conditions: list[str], tail: str = "") -> Query:
+    """`columns` of the selected rows that fulfil `conditions`, with `tail` (ORDER BY, LIMIT) after them."""
+    return _query(selection, columns, conditions, tail, {})
+
+
+def descending(selection: Selection, mark: str) -> str:
+    """ORDER BY that gives the greatest key first."""
+    return " ORDER BY " + ", ".join(f"t.{quote(name, mark)} DESC" for name in selection.order_names)
+
+
+def _order_by(selection: Selection, mark: str) -> str:
+    # With the alias, because a bare name in ORDER BY would mean the result's column, which may be a cast to text.
+    items = (f"t.{quote(name, mark)}" + (" DESC" if down else "") for name, down in selection.order)
+    return " ORDER BY " + ", ".join(items)
+
+
+def _list(columns: tuple[Column, ...]) -> str:
+    return ", ".join(column.select for column in columns)
+
+
+def _bounds(
+    selection: Selection,
+    lower: tuple[KeyScalar, ...] | None,
+    upper: tuple[KeyScalar, ...] | None,
+    *,
+    mark: str,
+    row_values: bool,
+) -> list[str]:
+    names = [f"t.{quote(name, mark)}" for name in selection.order_names]
+    found = []
+    if lower is not None:
+        found.append(_compare(names, ">", "lower", row_values))
+    if upper is not None:
+        found.append(_compare(names, "<=", "upper", row_values))
+    return found
+
+
+def _compare(names: list[str], operator: str, side: str, row_values: bool) -> str:
+    """``(a, b) > (:lower0, :lower1)``, or the same spelled out for databases that do not use an index for it."""
+    params = [f":__{side}{i}" for i in range(len(names))]
+    if len(names) == 1:
+        return f"{names[0]} {operator} {params[0]}"
+    if row_values:
+        return f"({', '.join(names)}) {operator} ({', '.join(params)})"
+    # a >= :a AND (a > :a OR (a = :a AND b > :b)): the first part is what an index range is made from.
+    strict = operator[0]
+    text = f"{names[-1]} {operator} {params[-1]}"
+    for name, param in zip(reversed(names[:-1]), reversed(params[:-1]), strict=True):
+        text = f"({name} {strict} {param} OR ({name} = {param} AND {text}))"
+    return f"{names[0]} {strict}= {params[0]} AND {text}"
+
+
+def _bound_params(
+    selection: Selection, lower: tuple[KeyScalar, ...] | None, upper: tuple[KeyScalar, ...] | None
+) -> dict[str, KeyScalar]:
+    sides = {"lower": lower or (), "upper": upper or ()}
+    return {f"__{side}{i}": value for side, values in sides.items() for i, value in enumerate(values)}
+
+
+def _query(
+    selection: Selection,
+    columns: tuple[Column, ...],
+    conditions: list[str],
+    tail: str,
+    params: Mapping[str, KeyScalar],
+) -> Query:
+    where = [*([f"({selection.where}\n)"] if selection.where else []), *conditions]
+    sql = f"SELECT {_list(columns)} FROM {selection.table.source} t"
+    if where:
+        sql += " WHERE " + " AND ".join(where)
+    types = {
+        f"__{side}{i}": column.sql_type for side in ("lower", "upper") for i, column in enumerate(selection.order_columns)
+    }
+    return Query(
+        sql + tail, columns, {**selection.params, **params}, {**selection.types, **types}, selection.order_names
+    )
+
+
+def quantile_query(selection: Selection, pieces: int, mark: str, sample: str | None) -> Query:
+    """The keys of the rows that end each of `pieces` equal parts, of all rows or of those in `sample` (a FROM clause).
+
+    Of n ordered rows the r-th ends a part where ``r * pieces`` has just passed a multiple of n.
+    """
+    names = [quote(name, mark) for name in selection.order_names]
+    keys = ", ".join(f"t.{name}" for name in names)
+    inner = [
+        f"SELECT {keys}, row_number() OVER (ORDER BY {keys}) AS place_, count(*) OVER () AS rows_",
+        f"FROM {sample or selection.table.source + ' t'}",
+        f"WHERE ({selection.where}\n)" if selection.where else "",
+    ]
+    sql = [
+        f"SELECT {_list(selection.order_columns)} FROM ({' '.join(inner)}) t",
+        f"WHERE (place_ * {pieces:d}) % rows_ < {pieces:d} ORDER BY place_",
+    ]
+    return Query(" ".join(sql), selection.order_columns, selection.params, selection.types, selection.order_names)

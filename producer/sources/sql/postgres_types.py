@@ -1,0 +1,224 @@
+"""Owns the mapping of PostgreSQL's types to Arrow: what a column selects, and how what arrives becomes its Arrow type.
+
+===================================================  ===============================================================
+PostgreSQL                                           Arrow
+===================================================  ===============================================================
+boolean, int2/4/8, float4/8, text kinds, bytea       the same
+oid                                                  int64
+numeric(p, s)                                        decimal128 to 38 digits, decimal256 to 76, text beyond
+numeric                                              text (every digit kept), or decimal as ``decimal: "p,s"`` says
+money                                                decimal128(19, 2)
+date, time, timestamp, timestamptz                   date32, time64[us], timestamp[us], timestamp[us, UTC]
+uuid                                                 text in canonical form, ``avro.logical=uuid``
+json, jsonb, composite types, hstore                 text, ``avro.logical=json``
+enum                                                 text, ``avro.enum`` with its labels
+arrays                                               list<item> with the item mapped as above (see `_array`)
+domains                                              as the type beneath
+everything else (ranges, inet, interval, xml, ...)   PostgreSQL's own text form
+===================================================  ===============================================================
+
+Infinite dates and timestamps, and the NaN of numeric, have no form in these types: they are found in each page and
+raise EncodeError with the column and the row's key.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from producer.errors import ConfigError, EncodeError
+from producer.sources.sql.names import quote
+from producer.sources.sql.table import Column
+
+_PLAIN: Mapping[str, pa.DataType] = {
+    "bool": pa.bool_(),
+    "int2": pa.int16(),
+    "int4": pa.int32(),
+    "int8": pa.int64(),
+    "float4": pa.float32(),
+    "float8": pa.float64(),
+    "text": pa.string(),
+    "varchar": pa.string(),
+    "bpchar": pa.string(),
+    "name": pa.string(),
+    "bytea": pa.binary(),
+    "date": pa.date32(),
+    "time": pa.time64("us"),
+    "timestamp": pa.timestamp("us"),
+    "timestamptz": pa.timestamp("us", tz="UTC"),
+}
+_UNSORTABLE = frozenset({"json", "xml", "point", "line", "lseg", "box", "path", "polygon", "circle", "xid", "cid"})
+_JSON_NAMES = frozenset({"json", "jsonb"})
+_MONEY = pa.decimal128(19, 2)
+
+# What the driver makes of +infinity and -infinity: the wire's extremes moved from 2000 to 1970 (wrapped around).
+_INFINITE_MICROS = -9222425352054775808
+_INFINITE_DAYS = -2147472691
+_DAY_MICROS = 86_400_000_000
+
+
+@dataclass(frozen=True, slots=True)
+class TypeInfo:
+    """One row of pg_type, with domains followed down to their base: `modifier` is the column's or the domain's.
+
+    `kind` is pg_type.typtype (b base, c composite, e enum, r range, m multirange, p pseudo); `item` is the element type
+    of a true array.
+    """
+
+    name: str
+    sql: str
+    kind: str
+    modifier: int = -1
+    builtin: bool = True
+    labels: tuple[str, ...] = ()
+    item: TypeInfo | None = None
+    dimensions: int = 0
+
+
+def column(
+    name: str, info: TypeInfo, shown: str, *, nullable: bool, comment: str, decimal: str | None
+) -> Column:
+    """The column `name` of type `info`; `shown` is the type as the table declares it (a domain's name, say), `decimal`
+    the stream's wish for numerics without precision."""
+    ref = f"t.{quote(name)}"
+    arrow, select, extra = _array(ref, info, decimal) if info.item else _scalar(ref, info, decimal)
+    metadata = {"sql_type": shown, **extra} | ({"comment": comment} if comment else {})
+    return Column(
+        name,
+        pa.field(name, arrow, nullable=nullable, metadata=metadata),
+        select,
+        info.sql,
+        refused=f"has the pseudo-type {info.sql}, which has no values to read" if info.kind == "p" else "",
+        sortable=info.name not in _UNSORTABLE and info.item is None,
+    )
+
+
+def _scalar(ref: str, info: TypeInfo, decimal: str | None) -> tuple[pa.DataType, str, dict[str, str]]:
+    if info.kind == "e":
+        return pa.string(), ref, {"avro.enum": json.dumps(info.labels)}
+    if info.kind == "c" or info.name == "hstore":
+        return pa.string(), f"to_json({ref})::text", {"avro.logical": "json"}
+    if info.builtin:
+        if info.name in _PLAIN:
+            return _PLAIN[info.name], ref, {}
+        if info.name == "numeric":
+            arrow = _numeric(info.modifier, decimal)
+            return arrow, ref, {}
+        if info.name == "money":
+            return _MONEY, f"{ref}::numeric", {}
+        if info.name == "oid":
+            return pa.int64(), f"{ref}::int8", {}
+        if info.name == "uuid":
+            return pa.string(), f"{ref}::text", {"avro.logical": "uuid"}
+        if info.name in _JSON_NAMES:
+            return pa.string(), ref, {"avro.logical": "json"}
+    return pa.string(), f"{ref}::text", {}
+
+
+def _array(ref: str, info: TypeInfo, decimal: str | None) -> tuple[pa.DataType, str, dict[str, str]]:
+    """An array of one dimension becomes a list; one declared with more its JSON text, as Avro has no such shape.
+
+    PostgreSQL does not hold a column to its declared dimensions, so `convert` cannot trust it: arrays of other
+    shapes are refused by the expression itself (a list read from them would be silently flat).
+    """
+    assert info.item is not None
+    if info.dimensions > 1:
+        return pa.string(), f"to_json({ref})::text", {"avro.logical": "json"}
+    arrow, item_sql, extra = _scalar("x", info.item, decimal)
+    cast = item_sql.removeprefix("x")
+    if cast.startswith("to_json"):
+        cast = "::text"
+        extra = {}
+    select = f"{ref}{cast}[]" if cast else ref
+    item = pa.field("item", arrow, nullable=True, metadata=extra or None)
+    return pa.list_(item), select, {}
+
+
+def _numeric(modifier: int, decimal: str | None) -> pa.DataType:
+    if modifier >= 4:
+        precision = ((modifier - 4) >> 16) & 0xFFFF
+        scale = ((modifier - 4) & 0x7FF ^ 0x400) - 0x400  # eleven bits, signed since PostgreSQL 15
+        return decimal_type(max(precision, scale) if scale >= 0 else precision - scale, max(scale, 0))
+    if decimal is None or decimal.strip().lower() == "string":
+        return pa.string()
+    return configured_decimal(decimal)
+
+
+def configured_decimal(text: str) -> pa.DataType:
+    """The type that ``decimal: "38,9"`` asks for; ConfigError for what is not a precision and a scale."""
+    precision, _, scale = text.partition(",")
+    if precision.strip().isdigit() and scale.strip().isdigit() and 0 <= int(scale) <= int(precision) <= 76:
+        return decimal_type(int(precision), int(scale))
+    raise ConfigError(f"decimal: {text!r} is not a precision and scale", hint='write "38,9", or string')
+
+
+def decimal_type(precision: int, scale: int) -> pa.DataType:
+    """The smallest Arrow type of `precision` digits, text where none has so many."""
+    if precision <= 38:
+        return pa.decimal128(max(precision, 1), scale)
+    return pa.decimal256(precision, scale) if precision <= 76 else pa.string()
+
+
+def convert(column: Column, values: pa.Array) -> pa.Array:
+    """What the driver gave for `column`, as the column's type. `Unreadable` at the first value that has no such form."""
+    return _convert(column.field.type, values)
+
+
+class Unreadable(Exception):
+    """A value without a form: its index in the page, and why."""
+
+    def __init__(self, row: int, reason: str) -> None:
+        super().__init__(reason)
+        self.row = row
+        self.reason = reason
+
+    def error(self, column: str, key: str) -> EncodeError:
+        return EncodeError(f"column {column!r}, row with key {key}: {self.reason}", key=key, field=column)
+
+
+def _convert(wanted: pa.DataType, values: pa.Array) -> pa.Array:
+    if isinstance(values, pa.ExtensionArray):
+        values = values.storage
+    if pa.types.is_list(wanted):
+        return _convert_list(wanted, values)
+    if pa.types.is_decimal(wanted):
+        return _to_decimal(wanted, values)
+    if pa.types.is_timestamp(wanted):
+        _refuse_any(pc.less_equal(values.view(pa.int64()), _INFINITE_MICROS), "an infinite timestamp")
+    elif pa.types.is_date32(wanted):
+        _refuse_any(pc.less_equal(values.view(pa.int32()), _INFINITE_DAYS), "an infinite date")
+    elif pa.types.is_time64(wanted):
+        _refuse_any(pc.greater_equal(values.view(pa.int64()), _DAY_MICROS), "the time 24:00:00")
+    return values if values.type == wanted else values.cast(wanted)
+
+
+def _convert_list(wanted: pa.DataType, values: pa.Array) -> pa.Array:
+    inner = values.values
+    try:
+        items = _convert(wanted.value_type, inner)
+    except Unreadable as error:
+        row = pc.sum(pc.less_equal(values.offsets, error.row)).as_py() - 1
+        raise Unreadable(max(row, 0), error.reason) from None
+    return pa.ListArray.from_arrays(values.offsets, items, type=wanted, mask=values.is_null() if values.null_count else None)
+
+
+def _to_decimal(wanted: pa.DataType, values: pa.Array) -> pa.Array:
+    try:
+        return values.cast(wanted)
+    except pa.ArrowInvalid:
+        for row, value in enumerate(values):
+            try:
+                value.cast(wanted)
+            except pa.ArrowInvalid:
+                kind = "the numeric " + value.as_py() if not value.as_py()[-1:].isdigit() else "a number with more digits"
+                raise Unreadable(row, f"{kind} does not fit {wanted}") from None
+        raise
+
+
+def _refuse_any(mask: pa.Array, what: str) -> None:
+    if pc.any(mask).as_py():
+        raise Unreadable(pc.index(mask, True).as_py(), f"{what} has no form in Avro")

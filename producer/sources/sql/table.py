@@ -1,0 +1,117 @@
+"""Owns the seam between the SQL source and a database: what a dialect tells of a table, and how it runs a query."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import pyarrow as pa
+
+from producer.model import Json, KeyScalar
+
+#: Values bound to the parameters of a query, by name.
+Params = Mapping[str, Json | KeyScalar]
+
+
+@dataclass(frozen=True, slots=True)
+class Column:
+    """One column: `field` as it stands in pages, `select` the SQL expression that yields it from the table under the
+    alias ``t``, `sql_type` for casts.
+
+    `refused` says why the column cannot be read at all ('' where it can); it matters only when it is selected.
+    """
+
+    name: str
+    field: pa.Field
+    select: str
+    sql_type: str
+    refused: str = ""
+    sortable: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class Table:
+    """A table or view as the database describes it.
+
+    `source` is its quoted name for FROM. `unique` lists the column sets that are unique without nulls, the primary
+    key first.
+    """
+
+    path: tuple[str, ...]
+    source: str
+    columns: tuple[Column, ...]
+    unique: tuple[tuple[str, ...], ...] = ()
+    comment: str = ""
+    is_view: bool = False
+
+    def column(self, name: str) -> Column:
+        return next(column for column in self.columns if column.name == name)
+
+
+@dataclass(frozen=True, slots=True)
+class Query:
+    """A SELECT whose result has `columns`; ``:name`` in `sql` stands for ``params[name]``.
+
+    `types` gives the SQL type of a parameter where a dialect needs it. `key` are the columns whose values in the last
+    row become the position.
+    """
+
+    sql: str
+    columns: tuple[Column, ...]
+    params: Params = field(default_factory=dict)
+    types: Mapping[str, str] = field(default_factory=dict)
+    key: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Rows:
+    """A query's result, and the key of its last row as the database compares it (None for no rows or no key)."""
+
+    batch: pa.RecordBatch
+    last_key: tuple[KeyScalar, ...] | None
+
+
+class Session(Protocol):
+    """One connection, used by one caller at a time. It connects when first used, and again after it broke."""
+
+    async def fetch(self, query: Query) -> Rows:
+        """Runs `query` in a read-only transaction of its own, within the statement timeout."""
+        ...
+
+    async def keys(self, query: Query) -> list[tuple[KeyScalar, ...]]:
+        """All rows of a query of key columns, each value as a position holds it."""
+        ...
+
+    async def estimate(self, query: Query) -> tuple[int, int] | None:
+        """The planner's guess of how many rows `query` has, and of how many bytes; None where it has none."""
+        ...
+
+    async def close(self) -> None: ...
+
+
+class Database(Protocol):
+    """A dialect: reflection, sessions, and the few ways in which the SQL differs."""
+
+    #: the character around quoted identifiers
+    mark: str
+    #: whether ``(a, b) > (x, y)`` is answered from an index
+    row_values: bool
+
+    async def start(self) -> None: ...
+
+    async def close(self) -> None: ...
+
+    async def table(self, name: str, *, decimal: str | None) -> Table:
+        """Reflects; ConfigError with the nearest name where there is no such table."""
+        ...
+
+    async def parameter_types(self, sql: str, names: tuple[str, ...]) -> Mapping[str, str]:
+        """SQL types of the parameters of a user's query, where the dialect needs them; ConfigError if it is wrong."""
+        ...
+
+    def session(self) -> Session: ...
+
+    def sample(self, table: Table, rows: int | None) -> str | None:
+        """FROM clause of a random sample that is large enough for quantiles; None where there is no sampling."""
+        ...

@@ -1,0 +1,35 @@
+"""Owns how blocking drivers are run: in a thread, under a deadline, and stopped when the caller is cancelled."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from concurrent.futures import Executor
+from typing import TypeVar
+
+T = TypeVar("T")
+
+#: How long a driver is given to come back after it was told to stop.
+STOP_GRACE_S = 2.0
+
+
+async def in_thread(
+    executor: Executor, work: Callable[[], T], *, deadline_s: float, stop: Callable[[], None] | None = None
+) -> T:
+    """`work()` in a thread of `executor`; TimeoutError after `deadline_s` seconds.
+
+    On a timeout or a cancellation `stop` is called (in another thread: it may block for a round trip) and `work` is
+    waited for, for a short while, so that the connection it uses is seldom left in the middle of a query.
+    """
+    loop = asyncio.get_running_loop()
+    running = loop.run_in_executor(executor, work)
+    running.add_done_callback(lambda future: future.cancelled() or future.exception())  # never "not retrieved"
+    try:
+        return await asyncio.wait_for(asyncio.shield(running), deadline_s)
+    except (TimeoutError, asyncio.CancelledError):
+        if not running.done():
+            if stop is not None:
+                stopping = loop.run_in_executor(executor, stop)
+                stopping.add_done_callback(lambda future: future.cancelled() or future.exception())
+            await asyncio.wait([running], timeout=STOP_GRACE_S)
+        raise
