@@ -149,9 +149,26 @@ class Stream:
     # --- run -------------------------------------------------------------------------------------------------------
 
     async def run(self) -> None:
-        """Runs the splits to their end (or until stopped); never raises a ProducerError: see `failure`."""
+        """Runs the splits to their end (or until stopped). A ProducerError ends up in `failure`, and is not raised."""
         status = self.status
         status.started_at = time.time()
+        try:
+            error = await self._run()
+        except asyncio.CancelledError:
+            self._enter("stopped")
+            raise
+        finally:
+            status.finished_at = time.time()
+            self._metrics.splits(split_states(status.splits))
+        if error is not None:
+            self.fail(error)
+        elif self._engine.stop.is_set() and not all(progress.checkpoint.done for progress in status.splits):
+            self._enter("stopped")
+        else:
+            self._enter("complete")
+
+    async def _run(self) -> ProducerError | None:
+        error: ProducerError | None = None
         try:
             async for attempt in self._attempts():
                 with attempt:
@@ -159,15 +176,8 @@ class Stream:
             self._enter("running" if self._gate.is_set() else "paused")
             await self._run_splits()
         except* ProducerError as group:
-            self.fail(_first(group))
-        except* asyncio.CancelledError:
-            self._enter("stopped")
-            raise
-        else:
-            stopped = self._engine.stop.is_set() and not all(s.checkpoint.done for s in status.splits)
-            self._enter("stopped" if stopped else "complete")
-        finally:
-            status.finished_at = time.time()
+            error = _first(group)
+        return error
 
     def fail(self, error: ProducerError) -> None:
         """The stream is over: `error` is the reason."""
