@@ -1,0 +1,301 @@
+"""Owns the IPTVPortal client: JSON-RPC over HTTPS, one session, batches, and the translation of every failure.
+
+Protocol: ``/api/jsonrpc/`` authorises, ``/api/jsonsql/`` reads; the session goes in the header
+``Iptvportal-Authorization: sessionid=...`` and lives about an hour.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import importlib.util
+import itertools
+import logging
+import os
+import re
+import time
+from collections.abc import Mapping, Sequence
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Self
+
+import httpx
+import orjson
+
+from producer.errors import (
+    AuthenticationError,
+    ConfigError,
+    PermanentError,
+    ProducerError,
+    RateLimitedError,
+    SourceUnavailableError,
+)
+
+if TYPE_CHECKING:
+    from producer.sources.iptvportal.source import IptvPortalSource
+
+Json = Any
+Row = list[Json]
+Call = tuple[str, Mapping[str, Json]]  # method, params
+
+log = logging.getLogger("producer.iptvportal")
+
+_SESSION_ERROR = re.compile(r"session|authori[sz]|not logged|unauthenticated", re.IGNORECASE)
+_MAX_TEXT = 300
+
+
+class AsyncIPTVPortalClient:
+    """A session with one operator's API; an async context manager, also usable by several tasks at once.
+
+    `domain` is the operator's (``https://{domain}.admin.iptvportal.ru``), `url` any host in its place. What is not
+    given comes from ``IPTVPORTAL_DOMAIN`` (or ``IPTVPORTAL_URL``), ``IPTVPORTAL_USERNAME`` and
+    ``IPTVPORTAL_PASSWORD``; ConfigError names what is missing. `timeout_s` bounds each request as a whole.
+    Nothing is retried here but the one call that met an expired session.
+    """
+
+    def __init__(
+        self,
+        *,
+        domain: str | None = None,
+        url: str | None = None,
+        username: str | None = None,
+        password: str | None = None,
+        timeout_s: float = 30.0,
+        ssl_cafile: str | None = None,
+        max_connections: int = 16,
+    ) -> None:
+        env = os.environ.get
+        if url is None and domain is None:
+            url, domain = env("IPTVPORTAL_URL"), env("IPTVPORTAL_DOMAIN")
+        self._username = username if username is not None else env("IPTVPORTAL_USERNAME")
+        self._password = password if password is not None else env("IPTVPORTAL_PASSWORD")
+        settings = {"domain": url or domain, "username": self._username, "password": self._password}
+        missing = [name for name, value in settings.items() if not value]
+        if missing:
+            variables = ", ".join("IPTVPORTAL_" + name.upper() for name in missing)
+            raise ConfigError(f"iptvportal: {', '.join(missing)} not given", hint=f"set {variables}")
+        self.host = (url or f"https://{domain}.admin.iptvportal.ru").rstrip("/")
+        if not self.host.startswith(("http://", "https://")):
+            raise ConfigError("iptvportal: url must begin with https:// (or http://)", hint=f"got {self.host!r}")
+        self._timeout_s = timeout_s
+        self._ssl_cafile = ssl_cafile
+        self._max_connections = max_connections
+        self._http: httpx.AsyncClient | None = None
+        self._session: str | None = None
+        self._authorising = asyncio.Lock()
+        self._ids = itertools.count(1)
+
+    async def __aenter__(self) -> Self:
+        await self.start()
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.close()
+
+    async def start(self) -> None:
+        """Connects and proves the credentials (AuthenticationError). Idempotent."""
+        if self._http is None:
+            self._http = httpx.AsyncClient(
+                base_url=self.host,
+                http2=importlib.util.find_spec("h2") is not None,  # used where the server's TLS offers it
+                timeout=self._timeout_s,
+                limits=httpx.Limits(max_connections=self._max_connections),
+                verify=_tls(self._ssl_cafile),
+            )
+        if self._session is None:
+            await self._authorise(None)
+
+    async def close(self) -> None:
+        """Closes the connections; the client can be started again."""
+        http, self._http, self._session = self._http, None, None
+        if http is not None:
+            await http.aclose()
+
+    def source(self, *, timeout_s: float | None = None) -> IptvPortalSource:
+        """This client's tables as a source of the engine; closing the source leaves the client open."""
+        from producer.sources.iptvportal.source import IptvPortalSource
+
+        if timeout_s is not None:
+            self._timeout_s = max(self._timeout_s, timeout_s)
+        return IptvPortalSource.of_client(self)
+
+    async def call(self, method: str, params: Mapping[str, Json]) -> Json:
+        """One request's ``result``. PermanentError carries the API's own text; what may pass is a TransientError."""
+        return (await self.batch([(method, params)]))[0]
+
+    async def batch(self, calls: Sequence[Call]) -> list[Json]:
+        """The results of several requests sent as one, in the order of `calls`; the first error is raised."""
+        raw = await self.fetch_raw(calls)
+        return await asyncio.to_thread(self.results, raw, calls)
+
+    async def select(self, **params: Json) -> list[Row]:
+        """The rows of one select: lists of values in the order of ``data``. `from` is spelt ``from_``."""
+        rows = await self.call("select", {"from" if k == "from_" else k: v for k, v in params.items()})
+        if not isinstance(rows, list):
+            raise PermanentError(f"iptvportal: select answered with a {type(rows).__name__}, not with rows")
+        return rows
+
+    async def fetch_raw(self, calls: Sequence[Call]) -> tuple[Sequence[int], bytes]:
+        """Sends the calls; the ids they were given and the undecoded answer, for `results` (in any thread)."""
+        await self.start()
+        ids = [next(self._ids) for _ in calls]
+        requests = [
+            {"jsonrpc": "2.0", "id": i, "method": method, "params": dict(params)}
+            for i, (method, params) in zip(ids, calls, strict=True)
+        ]
+        body = orjson.dumps(requests if len(requests) > 1 else requests[0])
+        session = self._session
+        status, answer = await self._post("/api/jsonsql/", body, session)
+        if self._is_expired(status, answer):
+            await self._authorise(session)
+            status, answer = await self._post("/api/jsonsql/", body, self._session)
+        self._raise_for_status(status, answer)
+        return ids, answer
+
+    def results(self, raw: tuple[Sequence[int], bytes], calls: Sequence[Call]) -> list[Json]:
+        """The results of an answer by its requests' ids, whatever their order. Errors as in `call`."""
+        ids, body = raw
+        answers = _loads(body)
+        by_id = {a.get("id"): a for a in (answers if isinstance(answers, list) else [answers]) if isinstance(a, dict)}
+        if list(by_id) == [None]:  # one error for the whole request
+            by_id = dict.fromkeys(ids, by_id[None])
+        out = []
+        for i, (method, params) in zip(ids, calls, strict=True):
+            answer = by_id.get(i)
+            table = params.get("from")
+            subject = f"iptvportal: {method}" + (f" from {table}" if isinstance(table, str) else "")
+            if answer is None:
+                raise SourceUnavailableError(f"{subject} was not answered")
+            if answer.get("error") is not None:
+                raise PermanentError(f"{subject}: {self._clean(_error_text(answer['error']))}")
+            if "result" not in answer:
+                raise PermanentError(f"{subject} was answered with neither result nor error")
+            out.append(answer["result"])
+        return out
+
+    async def _authorise(self, old: str | None) -> None:
+        async with self._authorising:
+            if self._session != old:
+                return  # another task has done it meanwhile
+            params = {"username": self._username, "password": self._password}
+            body = orjson.dumps({"jsonrpc": "2.0", "id": next(self._ids), "method": "authorize_user", "params": params})
+            status, raw = await self._post("/api/jsonrpc/", body, None)
+            if status in (401, 403):
+                raise self._refused(raw)
+            self._raise_for_status(status, raw)
+            answer = _loads(raw)
+            result = answer.get("result") if isinstance(answer, dict) else None
+            session = result.get("session_id") if isinstance(result, dict) else None
+            if not isinstance(session, str) or not session:
+                raise self._refused(raw)
+            self._session = session
+
+    def _refused(self, raw: bytes) -> AuthenticationError:
+        return AuthenticationError(
+            f"iptvportal: {self.host} refused user {self._username!r}{self._detail(raw)}",
+            hint="check the username and the password",
+        )
+
+    async def _post(self, path: str, body: bytes, session: str | None) -> tuple[int, bytes]:
+        if self._http is None:
+            raise SourceUnavailableError("iptvportal: the client is closed")
+        headers = {"Content-Type": "application/json", "Accept-Encoding": "gzip"}
+        if session is not None:
+            headers["Iptvportal-Authorization"] = f"sessionid={session}"
+        began = time.perf_counter()
+        try:
+            async with asyncio.timeout(self._timeout_s):
+                response = await self._http.post(path, content=body, headers=headers, timeout=self._timeout_s)
+        except TimeoutError:
+            raise SourceUnavailableError(
+                f"iptvportal: Request timeout: no answer from {self.host} in {self._timeout_s:g} s",
+                hint="raise batch_timeout, or lower chunk_size",
+            ) from None
+        except (httpx.HTTPError, httpx.StreamError) as error:
+            raise SourceUnavailableError(
+                f"iptvportal: {self.host}: {type(error).__name__}: {self._clean(str(error))}"
+            ) from None
+        log.debug(
+            "%s %s: %d, %d bytes in %.1f ms",
+            path,
+            response.http_version,
+            response.status_code,
+            len(response.content),
+            (time.perf_counter() - began) * 1000,
+        )
+        if response.status_code == 429:
+            raise RateLimitedError(
+                f"iptvportal: {self.host} asks to slow down",
+                retry_after_s=_seconds(response.headers.get("Retry-After")),
+            )
+        return response.status_code, response.content
+
+    def _is_expired(self, status: int, raw: bytes) -> bool:
+        if status == 401:
+            return True
+        if len(raw) > 4096 or b'"error"' not in raw:
+            return False
+        try:
+            answers = _loads(raw)
+        except ProducerError:
+            return False
+        errors = [a.get("error") for a in (answers if isinstance(answers, list) else [answers]) if isinstance(a, dict)]
+        return any(e is not None and _SESSION_ERROR.search(_error_text(e)) is not None for e in errors)
+
+    def _raise_for_status(self, status: int, raw: bytes) -> None:
+        if status < 400:
+            return
+        text = f"iptvportal: {self.host} answered HTTP {status}{self._detail(raw)}"
+        if status in (401, 403):
+            raise AuthenticationError(text)
+        if status >= 500 or status == 408:
+            raise SourceUnavailableError(text)
+        raise PermanentError(text)
+
+    def _detail(self, raw: bytes) -> str:
+        """What the API said about it, after a colon; '' where it said nothing that is JSON."""
+        try:
+            answer = orjson.loads(raw)
+        except ValueError:
+            return ""
+        error = answer.get("error") if isinstance(answer, dict) else None
+        return "" if error is None else ": " + self._clean(_error_text(error))
+
+    def _clean(self, text: str) -> str:
+        """A foreign text on one line, shortened, without our secrets."""
+        for secret in (self._password, self._session):
+            if secret:
+                text = text.replace(secret, "***")
+        return " ".join(text.split())[:_MAX_TEXT]
+
+
+def _loads(raw: bytes) -> Json:
+    try:
+        return orjson.loads(raw)
+    except ValueError:
+        raise SourceUnavailableError("iptvportal: the answer is not JSON (cut short, or not from the API)") from None
+
+
+def _error_text(error: Json) -> str:
+    if isinstance(error, dict):
+        code, message = error.get("code"), str(error.get("message", ""))
+        return f"{message} (code {code})" if code is not None else message
+    return str(error)
+
+
+def _seconds(text: str | None) -> float | None:
+    try:
+        return float(text) if text is not None else None
+    except ValueError:
+        return None
+
+
+def _tls(cafile: str | None) -> Any:
+    if cafile is None:
+        return True
+    import ssl
+
+    try:
+        return ssl.create_default_context(cafile=cafile)
+    except (OSError, ssl.SSLError) as error:
+        raise ConfigError(f"iptvportal: ssl_cafile {cafile}: {error}") from None

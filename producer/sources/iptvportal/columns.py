@@ -1,0 +1,210 @@
+"""Owns the columns of an IPTVPortal table: their types, how they are configured or inferred, and rows into Arrow.
+
+The API tells neither names nor types: its rows are lists of JSON values in the order that was asked for.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import orjson
+import pyarrow as pa
+
+from producer.errors import ConfigError, EncodeError, SchemaIncompatibleError
+from producer.sources.iptvportal.query import nearest
+
+Json = Any
+
+_TYPES: dict[str, pa.DataType] = {
+    "integer": pa.int64(),
+    "float": pa.float64(),
+    "boolean": pa.bool_(),
+    "text": pa.string(),
+    "json": pa.string(),
+    "uuid": pa.string(),
+    "date": pa.date32(),
+    "time": pa.time64("us"),
+    "timestamp": pa.timestamp("us"),
+    "timestamptz": pa.timestamp("us", tz="UTC"),
+}
+_ALIASES = {
+    "int": "integer",
+    "int4": "integer",
+    "int8": "integer",
+    "smallint": "integer",
+    "bigint": "integer",
+    "long": "integer",
+    "serial": "integer",
+    "double": "float",
+    "double precision": "float",
+    "real": "float",
+    "bool": "boolean",
+    "string": "text",
+    "str": "text",
+    "varchar": "text",
+    "jsonb": "json",
+    "datetime": "timestamp",
+}
+_DECIMAL = re.compile(r"(?:numeric|decimal)\((\d+),\s*(\d+)\)")
+
+
+@dataclass(frozen=True, slots=True)
+class Column:
+    """A column by its name in the API, its type's name, and the Arrow field its values go to."""
+
+    name: str
+    type: str
+    field: pa.Field
+
+
+def column(name: str, type_name: str) -> Column:
+    """The column of a configured type; ConfigError names an unknown one. ``numeric(12,2)`` is a decimal."""
+    kind = " ".join(type_name.strip().lower().split())
+    kind = _ALIASES.get(kind, kind)
+    if match := _DECIMAL.fullmatch(kind):
+        precision, scale = int(match[1]), int(match[2])
+        if not 1 <= precision <= 38 or scale > precision:
+            raise ConfigError(f"iptvportal: column {name!r}: {type_name} is not a precision of 1 to 38 and its scale")
+        return Column(name, kind, pa.field(name, pa.decimal128(precision, scale)))
+    if kind not in _TYPES:
+        raise ConfigError(
+            f"iptvportal: column {name!r}: unknown type {type_name!r}",
+            hint=nearest(kind, [*_TYPES, *_ALIASES, "numeric(P,S)"]),
+        )
+    metadata = {"avro.logical": kind} if kind in ("json", "uuid") else None
+    return Column(name, kind, pa.field(name, _TYPES[kind], metadata=metadata))
+
+
+def inferred(name: str, values: Sequence[Json]) -> Column:
+    """The column of a first page's values: integer, float, boolean or text where all are, else json."""
+    kinds = {type(value) for value in values} - {type(None)}
+    if kinds == {bool}:
+        return column(name, "boolean")
+    if kinds == {int}:
+        return column(name, "integer")
+    if kinds and kinds <= {int, float}:
+        return column(name, "float")
+    return column(name, "text" if kinds <= {str} else "json")
+
+
+def read_schema_file(path: str) -> dict[str, tuple[Column, ...]]:
+    """The tables of a schema file (YAML or JSON)::
+
+        tables:
+          terminal:
+            columns:
+              - {position: 0, name: id, type: integer}
+
+    ConfigError names the file and what is wrong in it.
+    """
+    import yaml
+
+    try:
+        text = Path(path).read_text(encoding="utf-8")
+        document = yaml.safe_load(text)
+    except OSError as error:
+        raise ConfigError(f"iptvportal: schema_file {path}: {error.strerror}") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ConfigError(f"iptvportal: schema_file {path}: {' '.join(str(error).split())}") from None
+    tables = document.get("tables") if isinstance(document, dict) else None
+    if not isinstance(tables, dict):
+        raise ConfigError(f"iptvportal: schema_file {path} has no 'tables' object")
+    return {str(name): _table_columns(f"{path}: table {name}", entry) for name, entry in tables.items()}
+
+
+def _table_columns(subject: str, entry: Json) -> tuple[Column, ...]:
+    entries = entry.get("columns") if isinstance(entry, dict) else entry
+    if not isinstance(entries, list) or not entries:
+        raise ConfigError(f"iptvportal: schema_file {subject} has no list of columns")
+    placed: dict[int, Column] = {}
+    for index, item in enumerate(entries):
+        if not isinstance(item, dict) or not isinstance(item.get("name"), str):
+            raise ConfigError(f"iptvportal: schema_file {subject}: column {index} has no name")
+        position = item.get("position", index)
+        if not isinstance(position, int) or position in placed:
+            raise ConfigError(
+                f"iptvportal: schema_file {subject}: column {item['name']}: position {position!r} is taken"
+            )
+        placed[position] = column(item["name"], str(item.get("type", "text")))
+    columns = tuple(placed[position] for position in sorted(placed))
+    names = [c.name for c in columns]
+    if len(set(names)) != len(names):
+        raise ConfigError(f"iptvportal: schema_file {subject}: a column is named twice")
+    return columns
+
+
+def transposed(table: str, rows: Sequence[Json], width: int) -> list[Sequence[Json]]:
+    """The columns of the API's rows; SchemaIncompatibleError names the first row that is not a list of `width`."""
+    if not rows:
+        return [()] * width
+    try:
+        # One pass in C over well-formed rows; which row is wrong is looked for only when one is.
+        if set(map(type, rows)) == {list} and set(map(len, rows)) == {width}:
+            return list(zip(*rows, strict=True))
+    except TypeError:
+        pass
+    for index, row in enumerate(rows):
+        if not isinstance(row, list):
+            raise SchemaIncompatibleError(f"iptvportal: {table}: row {index} of the page is a {type(row).__name__}")
+        if len(row) != width:
+            raise SchemaIncompatibleError(
+                f"iptvportal: {table}: row {index} of the page has {len(row)} values where {width} were asked for",
+                hint="has the table changed? give its columns in a schema file",
+            )
+    raise AssertionError("unreachable: every row is a list of the right width")
+
+
+def to_arrow(table: str, columns: Sequence[Column], values: Sequence[Sequence[Json]]) -> pa.RecordBatch:
+    """A page's columns in Arrow. EncodeError names the column and the first value that is not of its type."""
+    arrays = []
+    for c, column_values in zip(columns, values, strict=True):
+        try:
+            arrays.append(_array(c, column_values))
+        except (pa.ArrowException, TypeError, ValueError, OverflowError):
+            raise _refusal(table, c, column_values) from None
+    return pa.RecordBatch.from_arrays(arrays, schema=pa.schema([c.field for c in columns]))
+
+
+def _array(c: Column, values: Sequence[Json]) -> pa.Array:
+    target = c.field.type
+    if c.type == "json":
+        return pa.array([None if v is None else orjson.dumps(v).decode() for v in values], pa.string())
+    if pa.types.is_decimal(target):
+        # str() of a float is its shortest form: what the API wrote, for as many digits as a double carries.
+        return pa.array([None if v is None else str(v) for v in values], pa.string()).cast(target)
+    if pa.types.is_integer(target) or pa.types.is_floating(target):
+        if bool in set(map(type, values)):
+            raise TypeError("a boolean is not a number")
+        return pa.array(values, target)
+    if target in (pa.string(), pa.bool_()):
+        return pa.array(values, target)
+    texts = pa.array(values, pa.string())
+    if c.type == "timestamptz":  # texts with an offset, or taken as UTC
+        return _utc(texts)
+    return texts.cast(target)
+
+
+def _utc(texts: pa.Array) -> pa.Array:
+    try:
+        return texts.cast(pa.timestamp("us", tz="UTC"))
+    except pa.ArrowInvalid:
+        return texts.cast(pa.timestamp("us")).cast(pa.timestamp("us", tz="UTC"))
+
+
+def _refusal(table: str, c: Column, values: Sequence[Json]) -> EncodeError:
+    for index, value in enumerate(values):
+        try:
+            _array(c, [value])
+        except (pa.ArrowException, TypeError, ValueError, OverflowError):
+            kind = "number" if isinstance(value, int | float) and not isinstance(value, bool) else type(value).__name__
+            return EncodeError(
+                f"iptvportal: {table}.{c.name}: row {index} of the page has a {kind} that is not of type {c.type}",
+                stream=table,
+                field=c.name,
+                hint="give the column another type in the schema file",
+            )
+    return EncodeError(f"iptvportal: {table}.{c.name}: the page's values are not of type {c.type}", field=c.name)

@@ -1,0 +1,299 @@
+"""Owns the IPTVPortal source: tables of the API as pages, by OFFSET or by id ranges."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal, Self
+
+import pyarrow as pa
+from pydantic import Field, SecretStr
+
+from producer.config import Model, StreamConfig
+from producer.errors import ConfigError, SchemaIncompatibleError
+from producer.model import Checkpoint, Dataset, KeyPosition, OffsetPosition, Page, Position, Split, Traversal
+from producer.sources.iptvportal.client import AsyncIPTVPortalClient, Call
+from producer.sources.iptvportal.columns import Column, column, inferred, read_schema_file, to_arrow, transposed
+from producer.sources.iptvportal.query import all_of, columns_of, nearest, where_json
+
+Json = Any
+ID = "id"  # every table that can be read by ranges has it
+STAR = "field_"  # names of columns that nobody has named
+
+
+class IptvPortalConfig(Model):
+    """A source of type ``iptvportal``. `url` names a host in the place of the operator's own.
+
+    `columns` gives names and types of a table's columns in the order of its rows, `schema_file` those of many.
+    """
+
+    type: Literal["iptvportal"] = "iptvportal"
+    domain: str | None = None
+    url: str | None = None
+    username: str
+    password: SecretStr
+    timeout_s: float = Field(30.0, gt=0, description="of one request")
+    ssl_cafile: str | None = None
+    schema_file: str | None = Field(None, description="YAML: tables -> NAME -> columns: [{position, name, type}]")
+    columns: Mapping[str, Mapping[str, str]] = Field(default_factory=dict, description="table -> column -> type")
+
+
+class IptvPortalSource:
+    """Tables of the IPTVPortal API. Sessions are renewed by the client; retries are the engine's."""
+
+    def __init__(self, config: IptvPortalConfig) -> None:
+        client = AsyncIPTVPortalClient(
+            domain=config.domain,
+            url=config.url,
+            username=config.username,
+            password=config.password.get_secret_value(),
+            timeout_s=config.timeout_s,
+            ssl_cafile=config.ssl_cafile,
+        )
+        tables = read_schema_file(config.schema_file) if config.schema_file else {}
+        tables |= {t: tuple(column(n, k) for n, k in names.items()) for t, names in config.columns.items()}
+        self._set(client, tables, owns_client=True)
+
+    @classmethod
+    def of_client(cls, client: AsyncIPTVPortalClient, tables: Mapping[str, tuple[Column, ...]] | None = None) -> Self:
+        """A source over a client that somebody else opens and closes."""
+        source = cls.__new__(cls)
+        source._set(client, tables or {}, owns_client=False)
+        return source
+
+    def _set(
+        self, client: AsyncIPTVPortalClient, tables: Mapping[str, tuple[Column, ...]], *, owns_client: bool
+    ) -> None:
+        self._client = client
+        self._tables = tables
+        self._owns_client = owns_client
+
+    async def start(self) -> None:
+        await self._client.start()
+
+    async def close(self) -> None:
+        if self._owns_client:
+            await self._client.close()
+
+    async def describe(self, stream: StreamConfig) -> Dataset:
+        if not stream.table:
+            raise ConfigError(f"stream {stream.name}: table is not given")
+        if stream.mode == "timestamp":
+            raise ConfigError(f"stream {stream.name}: mode timestamp is not for iptvportal", hint="snapshot or tail")
+        table, where = stream.table, where_json(stream.where)
+        self._check_where(table, where)
+        key = tuple(stream.key or (ID,))
+        columns, width = await self._columns(stream, table, where)
+        hidden = frozenset(key) - {c.name for c in columns}
+        known = {c.name: c for c in self._tables.get(table, ())}
+        columns += tuple(known.get(name) or column(name, "integer") for name in key if name in hidden)
+        order = _order(stream, key)
+        if stream.traversal == "ID_RANGE":
+            _check_ranges(stream, order, next((c.type for c in columns if c.name == ID), None))
+        names = {c.name for c in columns}
+        ((count,),) = await self._client.select(data=[_function("count", "*")], from_=table, **_where(where))
+        return Dataset(
+            name=table,
+            schema=pa.schema([c.field for c in columns]),
+            key=key,
+            order=tuple(name for name, _ in order if name in names),
+            identity={
+                "source": "iptvportal",
+                "host": self._client.host,
+                "table": table,
+                "columns": [[c.name, c.type] for c in columns],
+                "star_width": width,
+                "where": where,
+                "order": [list(o) for o in order],
+            },
+            hidden=hidden,
+            rows_estimate=int(count),
+        )
+
+    async def plan(self, stream: StreamConfig, dataset: Dataset) -> Sequence[Split]:
+        """OFFSET: one split as long as the table is now. ID_RANGE: ranges of equal row counts, their bounds asked
+        for by rank (one batch), so that sparse or skewed ids do not matter."""
+        rows = dataset.rows_estimate or 0
+        tail = stream.mode != "snapshot"
+        if stream.traversal == "OFFSET":
+            return [Split("0", None, None if tail else OffsetPosition(rows))]
+        base = {"from": dataset.name, **_where(dataset.identity["where"])}
+        ranks = sorted({rows * i // stream.max_parallel for i in range(1, stream.max_parallel)} - {0})
+        calls: list[Call] = [("select", {**base, "data": [_function("max", ID)]})]
+        calls += [("select", {**base, "data": [ID], "order_by": ID, "limit": 1, "offset": r - 1}) for r in ranks]
+        highest, *inner = [result[0][0] if result else None for result in await self._client.batch(calls)]
+        if highest is None and not tail:
+            return [Split("0", None, KeyPosition((0,)))]  # an empty table: nothing is there now
+        bounds = sorted({i for i in inner if i is not None} - {highest})
+        lowers: list[int | None] = [None, *bounds]
+        uppers: list[int | None] = [*bounds, None if tail else highest]
+        return [Split(str(n), _key(a), _key(b)) for n, (a, b) in enumerate(zip(lowers, uppers, strict=True))]
+
+    async def reader(self, stream: StreamConfig, dataset: Dataset, split: Split) -> IptvPortalReader:
+        return IptvPortalReader(self._client, stream.traversal, dataset, split)
+
+    async def remaining(self, stream: StreamConfig, dataset: Dataset, checkpoint: Checkpoint) -> int | None:
+        if checkpoint.done:
+            return 0
+        upper, position = checkpoint.split.upper, checkpoint.position or checkpoint.split.lower
+        read = position.rows if isinstance(position, OffsetPosition) else 0
+        if isinstance(upper, OffsetPosition):
+            return max(0, upper.rows - read)
+        where = all_of(dataset.identity["where"], *_range(position, upper))
+        ((count,),) = await self._client.select(data=[_function("count", "*")], from_=dataset.name, **_where(where))
+        return max(0, int(count) - read)
+
+    def _check_where(self, table: str, where: Json) -> None:
+        known = [c.name for c in self._tables.get(table, ())]
+        for name in columns_of(where) if known else ():
+            if name not in known:
+                raise ConfigError(f"where: table {table} has no column {name!r}", hint=nearest(name, known))
+
+    async def _columns(self, stream: StreamConfig, table: str, where: Json) -> tuple[tuple[Column, ...], int | None]:
+        """The columns to ask for; and, where nobody has named them, how many values ``*`` gives."""
+        known = {c.name: c for c in self._tables.get(table, ())}
+        for name in (*(stream.columns or ()), *stream.exclude) if known else ():
+            if name not in known:
+                raise ConfigError(f"stream {stream.name}: {table} has no column {name!r}", hint=nearest(name, known))
+        names = tuple(n for n in stream.columns or known if n not in stream.exclude)
+        if known:
+            return tuple(known[n] for n in names), None
+        data: Json = list(names) or [ID, "*"]
+        rows = await self._client.select(
+            data=data,
+            from_=table,
+            order_by=(stream.key or (ID,))[0],
+            limit=min(stream.page_size, 5000),
+            **_where(where),
+        )
+        if not rows:
+            raise SchemaIncompatibleError(
+                f"iptvportal: {table} has no rows to infer its columns from", hint="give them in a schema file"
+            )
+        width = len(names) or len(rows[0])
+        values = transposed(table, rows, width)
+        if names:
+            return tuple(inferred(n, v) for n, v in zip(names, values, strict=True)), None
+        stars = [(f"{STAR}{i}", v) for i, v in enumerate(values[1:])]
+        return tuple(inferred(n, v) for n, v in stars if n not in stream.exclude), width - 1
+
+
+class IptvPortalReader:
+    """Pages of one split, one request each. Rows are decoded and put into Arrow in a worker thread."""
+
+    def __init__(self, client: AsyncIPTVPortalClient, traversal: Traversal, dataset: Dataset, split: Split) -> None:
+        self._client = client
+        self._split = split
+        self._by_offset = traversal == "OFFSET"
+        self._table = dataset.name
+        self._where = dataset.identity["where"]
+        self._order_by = [_order_json(name, way) for name, way in dataset.identity["order"]]
+        self._columns = tuple(column(name, kind) for name, kind in dataset.identity["columns"])
+        names = [c.name for c in self._columns]
+        star_width = dataset.identity["star_width"]
+        if star_width is None:
+            self._data, self._width, self._places = names, len(names), list(range(len(names)))
+        else:
+            # The id stands first and "*" after it, so that its place does not depend on the table's width.
+            self._data, self._width = [ID, "*"], star_width + 1
+            self._places = [0 if n == ID else 1 + int(n.removeprefix(STAR)) for n in names]
+
+    async def fetch(self, position: Position | None, limit: int) -> Page:
+        position = position or self._split.lower
+        upper = self._split.upper
+        params: dict[str, Json] = {"data": self._data, "from": self._table, "order_by": self._order_by}
+        if self._by_offset:
+            read = position.rows if isinstance(position, OffsetPosition) else 0
+            if isinstance(upper, OffsetPosition):
+                limit = min(limit, upper.rows - read)
+            params |= {"offset": read, **_where(self._where)}
+        else:
+            params |= _where(all_of(self._where, *_range(position, upper)))
+        calls: list[Call] = [("select", {**params, "limit": max(limit, 0)})]
+        raw = await self._client.fetch_raw(calls)
+        return await asyncio.to_thread(self._page, raw, calls, position, time.time())
+
+    async def close(self) -> None:
+        """Nothing: the connections are the client's."""
+
+    def _page(
+        self, raw: tuple[Sequence[int], bytes], calls: Sequence[Call], position: Position | None, answered: float
+    ) -> Page:
+        (rows,) = self._client.results(raw, calls)
+        if not isinstance(rows, list):
+            raise SchemaIncompatibleError(f"iptvportal: {self._table}: select answered with a {type(rows).__name__}")
+        values = transposed(self._table, rows, self._width)
+        batch = to_arrow(self._table, self._columns, [values[i] for i in self._places])
+        upper = self._split.upper
+        # The API may answer with fewer rows than the limit: only an empty page, or the split's last row, is the end.
+        if not rows:
+            return Page(batch, position, last=True, source_time=answered)
+        after: Position
+        if self._by_offset:
+            after = OffsetPosition((position.rows if isinstance(position, OffsetPosition) else 0) + len(rows))
+            last = isinstance(upper, OffsetPosition) and after.rows >= upper.rows
+        else:
+            after = KeyPosition((self._last_id(batch, position),))
+            last = after == upper
+        return Page(batch, after, last=last, source_time=answered)
+
+    def _last_id(self, batch: pa.RecordBatch, position: Position | None) -> int:
+        """The page's highest id, once it is sure that the page is in order and lies after `position`."""
+        ids = batch.column(batch.schema.get_field_index(ID))
+        first = position.values[0] if isinstance(position, KeyPosition) else None
+        if ids.null_count == 0:
+            numbers = ids.to_numpy()
+            if (numbers[1:] > numbers[:-1]).all() and (first is None or numbers[0] > first):
+                return int(numbers[-1])
+        raise SchemaIncompatibleError(
+            f"iptvportal: {self._table}: the answer is not in the order of id, or repeats or lacks one",
+            hint="is id the table's primary key? traversal: OFFSET reads any table",
+        )
+
+
+def _check_ranges(stream: StreamConfig, order: Sequence[tuple[str, str]], id_type: str | None) -> None:
+    if list(order) != [(ID, "ASC")]:
+        raise ConfigError(
+            f"stream {stream.name}: ID_RANGE reads in the order of id, not by "
+            + ", ".join(f"{name} {way}" for name, way in order),
+            hint="leave order_by and key out, or use OFFSET",
+        )
+    if id_type != "integer":
+        raise ConfigError(
+            f"stream {stream.name}: ID_RANGE needs a numeric id, and {stream.table}.id is of type {id_type}",
+            hint="OFFSET reads any table",
+        )
+
+
+def _order(stream: StreamConfig, key: tuple[str, ...]) -> list[tuple[str, str]]:
+    """The traversal's total order: what is configured (``"last_seen DESC"``), then the key's columns."""
+    order: list[tuple[str, str]] = []
+    for text in stream.order_by or ():
+        name, _, way = text.strip().partition(" ")
+        way = way.strip().upper() or "ASC"
+        if not name or way not in ("ASC", "DESC"):
+            raise ConfigError(f"stream {stream.name}: order_by {text!r} is not a column, or a column and ASC or DESC")
+        order.append((name, way))
+    return order + [(name, "ASC") for name in key if name not in [n for n, _ in order]]
+
+
+def _order_json(name: str, way: str) -> Json:
+    return name if way == "ASC" else [name, way]
+
+
+def _range(position: Position | None, upper: Position | None) -> list[Json]:
+    conditions = [("gt", position), ("lte", upper)]
+    return [{op: [ID, p.values[0]]} for op, p in conditions if isinstance(p, KeyPosition)]
+
+
+def _key(value: int | None) -> KeyPosition | None:
+    return None if value is None else KeyPosition((value,))
+
+
+def _where(where: Json) -> dict[str, Json]:
+    return {} if where is None else {"where": where}
+
+
+def _function(name: str, argument: str) -> Json:
+    return {"function": name, "args": [argument], "as": name}
