@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 
 import pytest
 from aiokafka import AIOKafkaProducer
@@ -28,11 +28,27 @@ async def echo() -> AsyncIterator[int]:
         yield int(server.sockets[0].getsockname()[1])
 
 
-async def _connect(proxy: Proxy) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
-    return await asyncio.open_connection("127.0.0.1", proxy.port)
+Connection = tuple[asyncio.StreamReader, asyncio.StreamWriter]
+Connect = Callable[[Proxy], Awaitable[Connection]]
 
 
-async def _echoed(connection: tuple[asyncio.StreamReader, asyncio.StreamWriter], data: bytes) -> float:
+@pytest.fixture
+async def connect() -> AsyncIterator[Connect]:
+    opened: list[asyncio.StreamWriter] = []
+
+    async def connect(proxy: Proxy) -> Connection:
+        reader, writer = await asyncio.open_connection("127.0.0.1", proxy.port)
+        opened.append(writer)
+        return reader, writer
+
+    yield connect
+    for writer in opened:
+        writer.close()
+        with contextlib.suppress(OSError):
+            await writer.wait_closed()
+
+
+async def _echoed(connection: Connection, data: bytes) -> float:
     """Seconds until all of `data` came back."""
     began = time.monotonic()
     connection[1].write(data)
@@ -41,38 +57,37 @@ async def _echoed(connection: tuple[asyncio.StreamReader, asyncio.StreamWriter],
     return time.monotonic() - began
 
 
-async def test_passes_everything_and_the_end_of_the_stream(echo: int, make_proxy: Callable[[int], Proxy]) -> None:
+async def test_passes_everything_and_the_end_of_the_stream(
+    echo: int, make_proxy: Callable[[int], Proxy], connect: Connect
+) -> None:
     proxy = make_proxy(echo)
-    reader, writer = connection = await _connect(proxy)
+    reader, writer = connection = await connect(proxy)
     await _echoed(connection, bytes(range(256)) * 8192)
     assert proxy.bytes_up == proxy.bytes_down == 256 * 8192
     writer.write_eof()
     assert await asyncio.wait_for(reader.read(), 10) == b""
-    writer.close()
 
 
-async def test_latency_delays_each_direction(echo: int, make_proxy: Callable[[int], Proxy]) -> None:
+async def test_latency_delays_each_direction(echo: int, make_proxy: Callable[[int], Proxy], connect: Connect) -> None:
     proxy = make_proxy(echo)
-    connection = await _connect(proxy)
+    connection = await connect(proxy)
     await _echoed(connection, b"x")
     proxy.latency_s = 0.2
     assert await _echoed(connection, b"x") >= 0.4
-    connection[1].close()
 
 
-async def test_bandwidth_is_bounded(echo: int, make_proxy: Callable[[int], Proxy]) -> None:
+async def test_bandwidth_is_bounded(echo: int, make_proxy: Callable[[int], Proxy], connect: Connect) -> None:
     proxy = make_proxy(echo)
     proxy.bytes_per_s = 1_000_000
-    connection = await _connect(proxy)
+    connection = await connect(proxy)
     assert await _echoed(connection, bytes(400_000)) >= 0.3
-    connection[1].close()
 
 
 async def test_silence_keeps_the_connection_and_delivers_afterwards(
-    echo: int, make_proxy: Callable[[int], Proxy]
+    echo: int, make_proxy: Callable[[int], Proxy], connect: Connect
 ) -> None:
     proxy = make_proxy(echo)
-    reader, writer = connection = await _connect(proxy)
+    reader, writer = connection = await connect(proxy)
     await _echoed(connection, b"x")
     proxy.silent = True
     writer.write(b"held")
@@ -81,33 +96,38 @@ async def test_silence_keeps_the_connection_and_delivers_afterwards(
     assert proxy.open_connections == 1
     proxy.silent = False
     assert await asyncio.wait_for(reader.readexactly(4), 10) == b"held"
-    writer.close()
 
 
-async def test_reset_breaks_open_connections_and_new_ones_work(echo: int, make_proxy: Callable[[int], Proxy]) -> None:
+async def test_reset_breaks_open_connections_and_new_ones_work(
+    echo: int, make_proxy: Callable[[int], Proxy], connect: Connect
+) -> None:
     proxy = make_proxy(echo)
-    connection = await _connect(proxy)
+    connection = await connect(proxy)
     await _echoed(connection, b"x")
     proxy.reset()
     with pytest.raises(ConnectionResetError):
         await asyncio.wait_for(connection[0].read(1), 10)
-    await _echoed(await _connect(proxy), b"again")
+    await _echoed(await connect(proxy), b"again")
 
 
-async def test_refusing_resets_new_connections_only(echo: int, make_proxy: Callable[[int], Proxy]) -> None:
+async def test_refusing_resets_new_connections_only(
+    echo: int, make_proxy: Callable[[int], Proxy], connect: Connect
+) -> None:
     proxy = make_proxy(echo)
-    older = await _connect(proxy)
+    older = await connect(proxy)
     await _echoed(older, b"x")
     proxy.refuse = True
-    reader, _writer = await _connect(proxy)
+    reader, _writer = await connect(proxy)
     with pytest.raises(ConnectionResetError):
         await asyncio.wait_for(reader.read(1), 10)
     await _echoed(older, b"still")
 
 
-async def test_swallowed_answers_reach_upstream_only(echo: int, make_proxy: Callable[[int], Proxy]) -> None:
+async def test_swallowed_answers_reach_upstream_only(
+    echo: int, make_proxy: Callable[[int], Proxy], connect: Connect
+) -> None:
     proxy = make_proxy(echo)
-    reader, writer = connection = await _connect(proxy)
+    reader, writer = connection = await connect(proxy)
     await _echoed(connection, b"x")
     proxy.swallow_answers = True
     writer.write(b"lost")

@@ -7,6 +7,8 @@ import signal
 import socket
 import subprocess
 
+import pymysql
+
 from producer.embedded import free_port
 from tests.services.process import Process, account, owned_folder, program
 
@@ -138,8 +140,8 @@ class MariaDB:
 
     def start(self) -> None:
         accounts = self._folder / "accounts.sql"
-        accounts.write_text(
-            "CREATE USER IF NOT EXISTS 'p'@'%' IDENTIFIED BY 'p'; GRANT ALL ON *.* TO 'p'@'%' WITH GRANT OPTION;\n"
+        accounts.write_text(  # one statement a line
+            "CREATE USER IF NOT EXISTS 'p'@'%' IDENTIFIED BY 'p';\nGRANT ALL ON *.* TO 'p'@'%' WITH GRANT OPTION;\n"
         )
         accounts.chmod(0o644)
         self._process = Process(
@@ -160,7 +162,15 @@ class MariaDB:
             log=self._folder / "server.log",
             cwd=self._folder,
         )
-        self._process.wait_ready(lambda: _answers(self._port))
+        self._process.wait_ready(self._lets_in)
+
+    def _lets_in(self) -> bool:
+        """The port is open a moment before the account is there."""
+        try:
+            pymysql.connect(host=_HOST, port=self._port, user="p", password="p", connect_timeout=2).close()
+        except pymysql.Error:
+            return False
+        return True
 
     def stop(self) -> None:
         self._end(signal.SIGTERM)
