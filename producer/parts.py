@@ -45,7 +45,7 @@ def make_source(config: Config, name: str) -> Source:
     """The configured source, not yet started."""
     settings = config.sources[name]
     module, factory, _ = SOURCES[settings.type]
-    source: Source = getattr(importlib.import_module(module), factory)(name, settings)
+    source: Source = getattr(importlib.import_module(module), factory)(settings)
     return source
 
 
