@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from producer.service import Service
     from producer.stream import StreamStatus
 
 WINDOW_S = 10.0
@@ -81,11 +82,9 @@ def duration(seconds: float) -> str:
 
 
 @asynccontextmanager
-async def showing(
-    streams: Mapping[str, StreamStatus], *, terminal: bool, say: Callable[[str], None]
-) -> AsyncIterator[None]:
+async def showing(service: Service, *, terminal: bool, say: Callable[[str], None]) -> AsyncIterator[None]:
     """Shows the streams on stderr while inside: as a table that is drawn anew, or as lines given to `say`."""
-    show = _table(streams) if terminal else _lines(streams, say)
+    show = _table(service) if terminal else _lines(service, say)
     task = asyncio.create_task(show)
     try:
         yield
@@ -94,13 +93,13 @@ async def showing(
         await asyncio.wait({task})
 
 
-async def _lines(streams: Mapping[str, StreamStatus], say: Callable[[str], None]) -> None:
+async def _lines(service: Service, say: Callable[[str], None]) -> None:
     rates: dict[str, Rate] = {}
     told: dict[str, Row] = {}
     while True:
         await asyncio.sleep(LINE_INTERVAL_S)
         now_s = time.monotonic()
-        for name, status in streams.items():
+        for name, status in service.streams.items():
             row = describe(status, rates.setdefault(name, Rate()).saw(now_s, status.rows_acked))
             if told.get(name) != row:
                 told[name] = row
@@ -113,7 +112,7 @@ def line(row: Row) -> str:
     return f"{row.stream}: " + ", ".join(part for part in parts if part)
 
 
-async def _table(streams: Mapping[str, StreamStatus]) -> None:
+async def _table(service: Service) -> None:
     from rich.console import Console
     from rich.live import Live
 
@@ -121,10 +120,10 @@ async def _table(streams: Mapping[str, StreamStatus]) -> None:
     with Live(console=Console(stderr=True), auto_refresh=False, transient=False) as live:
         try:
             while True:
-                live.update(_drawn(streams, rates), refresh=True)
+                live.update(_drawn(service.streams, rates), refresh=True)
                 await asyncio.sleep(TABLE_INTERVAL_S)
         finally:
-            live.update(_drawn(streams, rates), refresh=True)
+            live.update(_drawn(service.streams, rates), refresh=True)
 
 
 _COLOURS = {"running": "cyan", "complete": "green", "failed": "red", "paused": "yellow"}

@@ -78,7 +78,7 @@ async def stream_all(config: Config, *, once: bool, redact: Redact) -> tuple[lis
         around.push_async_callback(_cancelled, running)
         await asyncio.sleep(0)
         await around.enter_async_context(http.serving(listener, metrics, service, redact))
-        await around.enter_async_context(progress.showing(service.streams, terminal=sys.stderr.isatty(), say=log.info))
+        await around.enter_async_context(progress.showing(service, terminal=sys.stderr.isatty(), say=log.info))
         return await running, signals[0] if signals else 0
 
 
