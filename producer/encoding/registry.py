@@ -1,0 +1,204 @@
+"""Owns the client of a Confluent schema registry, and of those that speak its protocol (Apicurio, Karapace).
+
+Protocol: https://docs.confluent.io/platform/current/schema-registry/develop/api.html. Requests are made once: who
+starts a stream repeats it after a TransientError.
+"""
+
+from __future__ import annotations
+
+import json
+import ssl
+from typing import Any
+from urllib.parse import quote, unquote, urlsplit
+
+import httpx
+
+from producer.config import RegistryConfig
+from producer.encoding.compatibility import full_name, reading_problems
+from producer.errors import AuthenticationError, ConfigError, SchemaIncompatibleError, SinkUnavailableError
+
+Json = Any
+_NO_SUBJECT, _NO_VERSION, _NO_SCHEMA = 40401, 40402, 40403
+_REGISTER = "producer schema register CONFIG"
+
+
+def framing_prefix(schema_id: int) -> bytes:
+    """The five bytes before each Avro datum: magic 0, then the schema's id, big-endian."""
+    return b"\x00" + schema_id.to_bytes(4, "big")
+
+
+class RegistryClient:
+    """One registry. All methods raise ProducerErrors, and wait no longer than ``timeout_s`` a request."""
+
+    def __init__(self, config: RegistryConfig) -> None:
+        self._config = config
+        parts = urlsplit(config.url)
+        if parts.scheme not in ("http", "https") or not parts.hostname:
+            raise ConfigError("schema_registry.url is not an http or https URL", hint="such as http://localhost:8081")
+        host = f"[{parts.hostname}]" if ":" in parts.hostname else parts.hostname
+        port = f":{parts.port}" if parts.port else ""
+        #: without credentials, as it may be shown
+        self.url = f"{parts.scheme}://{host}{port}{parts.path.rstrip('/')}"
+        username = config.username if config.username is not None else parts.username and unquote(parts.username)
+        password = config.password.get_secret_value() if config.password else unquote(parts.password or "")
+        self._auth = httpx.BasicAuth(username, password) if username else None
+        self._client: httpx.AsyncClient | None = None
+
+    async def start(self) -> None:
+        """Proves that a registry is there and takes the credentials. Idempotent."""
+        if self._client is None:
+            self._client = httpx.AsyncClient(
+                base_url=self.url,
+                auth=self._auth,
+                timeout=self._config.timeout_s,
+                verify=_ssl_context(self._config) if self.url.startswith("https") else False,
+                headers={"Accept": "application/vnd.schemaregistry.v1+json, application/json"},
+            )
+        status, types = await self._request("GET", "/schemas/types")
+        if status != 200 or not isinstance(types, list) or "AVRO" not in types:
+            raise ConfigError(
+                f"schema_registry.url: {self.url} does not answer as a schema registry",
+                hint="give the base URL; with Apicurio it ends in /apis/ccompat/v7",
+            )
+
+    async def close(self) -> None:
+        if self._client is not None:
+            await self._client.aclose()
+            self._client = None
+
+    def subject(self, topic: str, schema: Json, *, is_key: bool) -> str:
+        """The subject by the configured strategy (TopicName, RecordName, TopicRecordName)."""
+        if self._config.subject_strategy == "topic_name":
+            return f"{topic}-{'key' if is_key else 'value'}"
+        name = full_name(schema)
+        if not name:
+            raise ConfigError(
+                f"schema_registry.subject_strategy {self._config.subject_strategy} needs a named type, and the "
+                f"{'key' if is_key else 'value'} schema of topic {topic!r} has no name",
+                hint="use topic_name",
+            )
+        return name if self._config.subject_strategy == "record_name" else f"{topic}-{name}"
+
+    async def register(self, topic: str, schema: Json, *, is_key: bool, create: bool | None = None) -> bytes:
+        """The framing prefix of the schema, which is registered if need be.
+
+        `create` (default: ``auto_register``) False only looks it up. SchemaIncompatibleError where the registry
+        refuses it, naming the field, or does not hold it.
+        """
+        return framing_prefix(await self._schema_id(self.subject(topic, schema, is_key=is_key), schema, create))
+
+    async def _schema_id(self, subject: str, schema: Json, create: bool | None) -> int:
+        create = self._config.auto_register if create is None else create
+        path = f"/subjects/{quote(subject, safe='')}"
+        status, answer = await self._request("POST", f"{path}/versions" if create else path, _body(schema))
+        if status == 200 and isinstance(answer, dict) and isinstance(answer.get("id"), int):
+            return int(answer["id"])
+        if not create and _code(answer) in (_NO_SUBJECT, _NO_VERSION, _NO_SCHEMA):
+            raise SchemaIncompatibleError(
+                f"subject {subject!r} at {self.url} does not hold this schema, and auto_register is off",
+                hint=f"register it with: {_REGISTER}",
+            )
+        if status in (409, 422):
+            problems = await self._problems(subject, schema, answer)
+            raise SchemaIncompatibleError(
+                f"the registry at {self.url} refuses the new schema of subject {subject!r}: {'; '.join(problems)}",
+                hint="give the field a default, leave the change out, or set another compatibility for the subject",
+            )
+        raise self._unexpected(f"subject {subject!r}", status, answer)
+
+    async def check(self, topic: str, schema: Json, *, is_key: bool) -> list[str]:
+        """Why the schema may not become the subject's next version, a line a field; empty where it may."""
+        subject = self.subject(topic, schema, is_key=is_key)
+        path = f"/compatibility/subjects/{quote(subject, safe='')}/versions/latest?verbose=true"
+        status, answer = await self._request("POST", path, _body(schema))
+        if status == 404:  # the subject's first version
+            return []
+        if status == 200 and isinstance(answer, dict) and isinstance(answer.get("is_compatible"), bool):
+            return [] if answer["is_compatible"] else await self._problems(subject, schema, answer)
+        if status == 422:
+            return await self._problems(subject, schema, answer)
+        raise self._unexpected(f"subject {subject!r}", status, answer)
+
+    async def _problems(self, subject: str, schema: Json, answer: Json) -> list[str]:
+        """Our own comparison with the newest version, in the direction that the subject asks for; where that finds
+        nothing (an older version is in the way, or the schema is not valid), what the registry says."""
+        quoted = quote(subject, safe="")
+        status, latest = await self._request("GET", f"/subjects/{quoted}/versions/latest")
+        if status == 200 and isinstance(latest, dict) and latest.get("schemaType", "AVRO") == "AVRO":
+            status, level = await self._request("GET", f"/config/{quoted}?defaultToGlobal=true")
+            wanted = str(level.get("compatibilityLevel", "")) if status == 200 and isinstance(level, dict) else ""
+            old = json.loads(latest["schema"])
+            found = [] if wanted.startswith("FORWARD") else reading_problems(schema, old)
+            if wanted.startswith(("FORWARD", "FULL")):
+                found += [f"{line}, for readers of the old schema" for line in reading_problems(old, schema)]
+            if found:
+                return found
+        return [_message(answer)]
+
+    def _unexpected(self, what: str, status: int, answer: Json) -> ConfigError:
+        return ConfigError(
+            f"schema_registry.url: {self.url} answered {status} for {what}: {_message(answer)}",
+            hint="give the base URL of a schema registry, and check its mode (READONLY?)",
+        )
+
+    async def _request(self, method: str, path: str, body: Json = None) -> tuple[int, Json]:
+        """Status and JSON of an answer that means something; errors of the connection and refusals are raised."""
+        assert self._client is not None, "start() comes first"
+        try:
+            response = await self._client.request(method, path, json=body)
+        except httpx.TransportError as error:
+            raise self._unreachable(error) from None
+        if response.status_code in (401, 403):
+            raise AuthenticationError(
+                f"the registry at {self.url} refused the credentials ({response.status_code})",
+                hint="check schema_registry.username and password, and the rights on the subject",
+            )
+        if response.status_code in (408, 429) or response.status_code >= 500:
+            raise SinkUnavailableError(f"the registry at {self.url} answered {response.status_code}")
+        try:
+            return response.status_code, response.json()
+        except ValueError:
+            return response.status_code, None
+
+    def _unreachable(self, error: httpx.TransportError) -> SinkUnavailableError | AuthenticationError:
+        cause: BaseException | None = error
+        while cause is not None:
+            if isinstance(cause, ssl.SSLError):
+                return AuthenticationError(
+                    f"TLS with the registry at {self.url} failed: {cause.reason or 'unknown reason'}",
+                    hint="check schema_registry.ssl_cafile, ssl_certfile and ssl_keyfile",
+                )
+            cause = cause.__cause__ or cause.__context__
+        why = "no answer in time" if isinstance(error, httpx.TimeoutException) else "it cannot be reached"
+        return SinkUnavailableError(
+            f"the registry at {self.url}: {why}", hint="is it up, and schema_registry.url right?"
+        )
+
+
+def _ssl_context(config: RegistryConfig) -> ssl.SSLContext:
+    try:
+        context = ssl.create_default_context(cafile=config.ssl_cafile)
+        if config.ssl_certfile is not None:
+            context.load_cert_chain(config.ssl_certfile, config.ssl_keyfile)
+    except OSError as error:  # ssl.SSLError is one
+        raise ConfigError(
+            f"schema_registry.ssl_cafile, ssl_certfile or ssl_keyfile cannot be loaded: {error.strerror or error}",
+            hint="give the paths of readable PEM files",
+        ) from None
+    return context
+
+
+def _body(schema: Json) -> Json:
+    return {"schema": json.dumps(schema, separators=(",", ":"))}
+
+
+def _code(answer: Json) -> int:
+    return int(answer.get("error_code", 0)) if isinstance(answer, dict) else 0
+
+
+def _message(answer: Json) -> str:
+    """The registry's own words, on one line."""
+    if not isinstance(answer, dict):
+        return "no reason given"
+    text = answer.get("messages") or answer.get("reason") or answer.get("message") or "no reason given"
+    return " ".join(("; ".join(map(str, text)) if isinstance(text, list) else str(text)).split())[:500]
