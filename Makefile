@@ -1,0 +1,48 @@
+# Set-up, checks, demo and benchmark. Every target does its own set-up; needed beforehand: make and Python 3.11 or newer.
+
+PYTHON ?= $(shell for p in python3 python3.14 python3.13 python3.12 python3.11; do \
+	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$p && break; done)
+BIN := .venv/bin
+ROWS ?= 1000000
+TESTS ?=
+
+.PHONY: setup test lint services demo bench requirements clean
+
+setup: .venv/.complete
+
+.venv/.complete: requirements-dev.txt pyproject.toml setup.py $(wildcard producer/encoding/*.c producer/encoding/*.h)
+	@test -n "$(PYTHON)" || { echo "Python 3.11 or newer is needed; name it with PYTHON=/path/to/python" >&2; exit 1; }
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements-dev.txt
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
+	@touch $@
+
+lint: setup
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+services: setup
+	$(BIN)/python -m tests.services
+
+test: lint services
+	$(BIN)/python -m pytest $(TESTS)
+
+demo: setup
+	$(BIN)/producer demo --rows $(ROWS)
+
+bench: setup services
+	$(BIN)/python -m benchmarks
+
+# The pinned versions, newly resolved; hashes for all platforms, and no registry named.
+requirements: setup
+	$(BIN)/python -m uv --version >/dev/null 2>&1 || $(BIN)/python -m pip install --quiet uv
+	$(BIN)/python -m uv pip compile --quiet --upgrade $(COMPILE) --extra mysql --extra duckdb -o requirements.txt
+	$(BIN)/python -m uv pip compile --quiet --upgrade $(COMPILE) --extra dev --extra bench -o requirements-dev.txt
+
+COMPILE := --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header pyproject.toml
+
+clean:
+	rm -rf .venv build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	find producer tests benchmarks examples -name __pycache__ -type d -prune -exec rm -rf {} +
+	find producer -name '*.so' -delete
