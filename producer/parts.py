@@ -67,15 +67,17 @@ def make_registry(config: Config) -> RegistryClient | None:
 
 def schemas_of(stream: StreamConfig, dataset: Dataset) -> Schemas:
     """The stream's schemas: the source's fixed ones, the user's .avsc checked against the table, or derived ones."""
-    from producer.encoding.schema import check_schema, key_schema, value_schema
+    from producer.encoding.schema import derive_key_schema, derive_value_schema
 
     value = dataset.value_schema
     if stream.schema_file is not None:
+        from producer.encoding.schema import check_schema
+
         value = read_schema_file(stream)
         check_schema(value, dataset)
     return Schemas(
-        key=dataset.key_schema or (key_schema(dataset, name=stream.name) if dataset.key else None),
-        value=value or value_schema(dataset, name=stream.name),
+        key=dataset.key_schema or derive_key_schema(dataset),
+        value=value or derive_value_schema(dataset),
     )
 
 
@@ -125,7 +127,7 @@ async def open_kafka_writer(
     """Registers the schemas, makes the topic, and joins encoder and sink. Nothing is sent before all of it is well."""
     from producer.encoding.arrow_avro import AvroEncoder
     from producer.encoding.records import RecordEncoder
-    from producer.encoding.schema import fingerprint64
+    from producer.encoding.schema import crc64_fingerprint
 
     schemas = schemas_of(stream, dataset)
     key_prefix = value_prefix = b""
@@ -135,10 +137,10 @@ async def open_kafka_writer(
             key_prefix = await registry.register(stream.topic, schemas.key, is_key=True)
         value_prefix = await registry.register(stream.topic, schemas.value, is_key=False)
     else:
-        fingerprint = fingerprint64(schemas.value)
+        fingerprint = crc64_fingerprint(schemas.value)
         for schema in filter(None, (schemas.key, schemas.value)):
-            await sink.publish_schema(fingerprint64(schema).hex(), schema)
+            await sink.publish_schema(crc64_fingerprint(schema).hex(), schema)
     await sink.ensure_topic(stream.topic, stream.partitions, stream.replication_factor, stream.topic_config)
     key = AvroEncoder(schemas.key, dataset.schema, prefix=key_prefix) if schemas.key is not None else None
     value = AvroEncoder(schemas.value, dataset.schema, prefix=value_prefix)
-    return sink.writer(stream, RecordEncoder(key, value), fingerprint=fingerprint)
+    return sink.writer(stream, RecordEncoder(key, value, stream=stream.name), fingerprint=fingerprint)
