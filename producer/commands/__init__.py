@@ -6,4 +6,4 @@ a command runs.
 
 from __future__ import annotations
 
-COMMANDS: tuple[str, ...] = ("run", "plan", "status", "checkpoint", "demo")
+COMMANDS: tuple[str, ...] = ("run", "validate", "plan", "status", "checkpoint", "schema", "demo")

@@ -8,7 +8,7 @@ import json
 import sys
 from collections.abc import AsyncIterator, Iterable, Sequence
 from contextlib import asynccontextmanager
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from producer.errors import ConfigError
 
@@ -17,6 +17,10 @@ if TYPE_CHECKING:
     from producer.protocols import CheckpointStore
 
 _CLOSE_S = 5.0
+
+
+class Closable(Protocol):
+    async def close(self) -> None: ...
 
 
 def add_config(parser: argparse.ArgumentParser) -> None:
@@ -66,12 +70,20 @@ async def open_store(config: Config) -> AsyncIterator[CheckpointStore]:
     from producer.parts import make_store
 
     store = make_store(config)
-    await store.start()
     try:
+        await store.start()
         yield store
     finally:
+        await close(store)
+
+
+async def close(part: Closable) -> None:
+    """Closes a source, store or client; one that does not answer any more is left to the end of the process."""
+    try:
         async with asyncio.timeout(_CLOSE_S):
-            await store.close()
+            await part.close()
+    except TimeoutError:
+        return
 
 
 def say(line: str = "") -> None:

@@ -13,8 +13,6 @@ if TYPE_CHECKING:
     from producer.config import Config, StreamConfig
     from producer.protocols import Source
 
-_CLOSE_S = 5.0
-
 
 def add_parser(subparsers: Any) -> None:
     text = "show the streams, splits, estimated rows, schemas and topics of a first run; writes nothing"
@@ -55,8 +53,7 @@ async def _plan_all(config: Config) -> list[dict[str, Any]]:
         return [await _plan(stream, sources[stream.source]) for stream in config.streams]
     finally:
         for source in sources.values():
-            async with asyncio.timeout(_CLOSE_S):
-                await source.close()
+            await options.close(source)
 
 
 async def _plan(stream: StreamConfig, source: Source) -> dict[str, Any]:

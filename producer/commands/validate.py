@@ -1,0 +1,264 @@
+"""Owns ``producer validate``: everything that can be known before a run, without moving data."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import sys
+from collections.abc import Awaitable, Callable, Iterable
+from contextlib import AsyncExitStack
+from dataclasses import asdict, dataclass, field
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from producer.commands import options
+from producer.errors import ConfigError, ProducerError
+
+if TYPE_CHECKING:
+    from producer.config import Config, KafkaConfig, StreamConfig
+    from producer.encoding.registry import RegistryClient
+    from producer.model import Dataset
+    from producer.parts import Schemas
+    from producer.protocols import Source
+
+_DEADLINE_S = 30.0
+_EXIT_CROSS = 2
+
+T = TypeVar("T")
+
+
+def add_parser(subparsers: Any) -> None:
+    text = "check the configuration and everything that it reaches, without moving data"
+    parser = subparsers.add_parser("validate", help=text, description=f"{text}. Exit code 2 when anything is wrong.")
+    options.add_config(parser)
+    options.add_json(parser)
+    parser.set_defaults(run=run)
+
+
+@dataclass(frozen=True, slots=True)
+class Check:
+    """One thing that was looked at; `detail` says what was found or what is wrong, `hint` the way out."""
+
+    check: str
+    ok: bool
+    detail: str
+    hint: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class _Found:
+    """A stream's table as far as it could be looked at."""
+
+    stream: StreamConfig
+    dataset: Dataset
+    schemas: Schemas | None
+
+
+@dataclass(slots=True)
+class _Report:
+    checks: list[Check] = field(default_factory=list)
+
+    async def attempt(self, check: str, work: Awaitable[T], told: Callable[[T], str]) -> T | None:
+        """Awaits a check and notes how it went; None where it failed."""
+        try:
+            async with asyncio.timeout(_DEADLINE_S):
+                found = await work
+        except ProducerError as error:
+            self.checks.append(Check(check, False, error.message, error.hint))
+            return None
+        except TimeoutError:
+            self.checks.append(Check(check, False, f"no answer within {_DEADLINE_S:.0f} s"))
+            return None
+        self.checks.append(Check(check, True, told(found)))
+        return found
+
+
+def run(args: argparse.Namespace) -> int:
+    try:
+        config = options.load(args)
+    except ConfigError as error:
+        checks = [Check("configuration", False, error.message, error.hint)]
+    else:
+        checks = asyncio.run(_validate(config, args.config))
+    redact = getattr(args, "redact", str)
+    if args.json:
+        options.say_json(
+            [{name: redact(v) if isinstance(v, str) else v for name, v in asdict(c).items()} for c in checks]
+        )
+    else:
+        good, bad = ("✓", "✗") if _can_write("✓✗") else ("ok ", "BAD")
+        for check in checks:
+            hint = f" ({check.hint})" if check.hint else ""
+            options.say(redact(f"{good if check.ok else bad} {check.check}: {' '.join(check.detail.split())}{hint}"))
+    return 0 if all(check.ok for check in checks) else _EXIT_CROSS
+
+
+def _can_write(text: str) -> bool:
+    try:
+        text.encode(sys.stdout.encoding or "ascii")
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+async def _validate(config: Config, path: str) -> list[Check]:
+    """Sources and broker side by side; then what needs both."""
+    head = Check("configuration", True, f"{path}: {len(config.streams)} stream(s), {len(config.sources)} source(s)")
+    in_sources, in_broker, in_registry, in_store = _Report(), _Report(), _Report(), _Report()
+    found, broker = await asyncio.gather(_sources(config, in_sources), _broker(config, in_broker))
+    await asyncio.gather(_registry(config, found, in_registry), _checkpoints(config, found, broker, in_store))
+    return [head, *in_sources.checks, *in_broker.checks, *in_registry.checks, *in_store.checks]
+
+
+async def _sources(config: Config, report: _Report) -> list[_Found]:
+    found: list[_Found] = []
+    for name in dict.fromkeys(stream.source for stream in config.streams):
+        source: Source | None = None
+        try:
+            source = await report.attempt(f"source {name}", _started(config, name), lambda _: "connected")
+            for stream in config.streams if source is not None else ():
+                if stream.source == name and source is not None:
+                    found += await _table(source, stream, report)
+        finally:
+            if source is not None:
+                await options.close(source)
+    return found
+
+
+async def _started(config: Config, name: str) -> Source:
+    from producer.parts import make_source
+
+    source = make_source(config, name)
+    try:
+        await source.start()
+    except BaseException:
+        await options.close(source)
+        raise
+    return source
+
+
+async def _table(source: Source, stream: StreamConfig, report: _Report) -> list[_Found]:
+    from producer.parts import schemas_of
+
+    def told(dataset: Dataset) -> str:
+        rows = "" if dataset.rows_estimate is None else f", about {dataset.rows_estimate:,} rows"
+        return f"{dataset.name}: {len(dataset.schema)} columns, key {', '.join(dataset.key) or 'none'}{rows}"
+
+    async def schemas(dataset: Dataset) -> Schemas:
+        return schemas_of(stream, dataset)
+
+    dataset = await report.attempt(f"stream {stream.name}: table", source.describe(stream), told)
+    if dataset is None:
+        return []
+    derived = await report.attempt(
+        f"stream {stream.name}: Avro schema", schemas(dataset), lambda s: f"{len(s.value.get('fields', ()))} fields"
+    )
+    return [_Found(stream, dataset, derived)]
+
+
+async def _broker(config: Config, report: _Report) -> bool:
+    async def connected() -> None:
+        from producer.kafka import admin
+
+        async with admin(config.kafka):
+            pass
+
+    async def partitions(stream: StreamConfig) -> int | None:
+        count = await _partitions(config.kafka, stream.topic)
+        if count is not None and stream.partitions not in (None, count):
+            raise ConfigError(
+                f"topic {stream.topic!r} has {count} partitions, not {stream.partitions}",
+                hint=f"set partitions: {count}, leave it out, or choose another topic",
+            )
+        return count
+
+    def told(count: int | None) -> str:
+        return "is not there yet: will be created" if count is None else f"{count} partition(s)"
+
+    servers = config.kafka.bootstrap_servers
+    before = len(report.checks)
+    await report.attempt("broker", connected(), lambda _: f"{servers} answers")
+    if not report.checks[before].ok:
+        return False
+    for stream in config.streams:
+        await report.attempt(f"topic {stream.topic}", partitions(stream), told)
+    return True
+
+
+async def _registry(config: Config, found: Iterable[_Found], report: _Report) -> None:
+    from producer.parts import make_registry
+
+    if config.schema_registry is None:
+        return
+    registry: RegistryClient | None = None
+
+    async def started() -> RegistryClient:
+        nonlocal registry
+        registry = make_registry(config)
+        assert registry is not None
+        await registry.start()
+        return registry
+
+    async def accepted(client: RegistryClient, item: _Found) -> str:
+        from producer.errors import SchemaIncompatibleError
+
+        assert item.schemas is not None
+        for schema, is_key in ((item.schemas.key, True), (item.schemas.value, False)):
+            if schema is None:
+                continue
+            if not create:
+                await client.register(item.stream.topic, schema, is_key=is_key, create=False)
+            elif problems := await client.check(item.stream.topic, schema, is_key=is_key):
+                subject = client.subject(item.stream.topic, schema, is_key=is_key)
+                raise SchemaIncompatibleError(f"subject {subject!r} would refuse it: {'; '.join(problems)}")
+        return "compatible" if create else "registered"
+
+    create = config.schema_registry.auto_register
+    try:
+        client = await report.attempt("schema registry", started(), lambda client: f"{client.url} answers")
+        for item in found if client is not None else ():
+            if client is not None and item.schemas is not None:
+                await report.attempt(f"stream {item.stream.name}: registry", accepted(client, item), str)
+    finally:
+        if registry is not None:
+            await options.close(registry)
+
+
+async def _checkpoints(config: Config, found: Iterable[_Found], broker: bool, report: _Report) -> None:
+    if config.checkpoints.type == "kafka":
+        if not broker:
+            return  # its cross stands there already
+        if await _partitions(config.kafka, config.state_topic) is None:
+            report.checks.append(Check("checkpoints", True, f"topic {config.state_topic} will be created"))
+            return
+
+    async def resumes(item: _Found) -> str:
+        from producer.stream import refuse_other_query
+
+        assert store is not None
+        state = await store.load(item.stream.name)
+        refuse_other_query(state, item.stream.name, item.dataset.fingerprint(item.stream.traversal))
+        if state is None:
+            return "none yet: starts from the beginning"
+        return f"goes on after {sum(c.rows for c in state.checkpoints):,} rows"
+
+    async with AsyncExitStack() as around:
+        opened = around.enter_async_context(options.open_store(config))
+        store = await report.attempt("checkpoints", opened, lambda _: f"{config.checkpoints.type} store is ready")
+        for item in found if store is not None else ():
+            await report.attempt(f"stream {item.stream.name}: checkpoint", resumes(item), str)
+
+
+async def _partitions(config: KafkaConfig, topic: str) -> int | None:
+    """How many partitions the topic has; None where it is not there. Unlike a run, this never makes it."""
+    from aiokafka.errors import LeaderNotAvailableError, NoError, for_code
+
+    from producer.kafka import admin, translate
+
+    async with admin(config) as client:
+        if topic not in await client.list_topics():  # to describe it would have the broker make it
+            return None
+        (found,) = await client.describe_topics([topic])
+    error = for_code(found["error_code"])
+    if error not in (NoError, LeaderNotAvailableError):
+        raise translate(error(), config, topic=topic, doing="look up")
+    return len(found["partitions"])
