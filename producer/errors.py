@@ -77,23 +77,29 @@ class SchemaIncompatibleError(PermanentError):
 
 
 class EncodeError(PermanentError):
-    """A value has no form in the stream's schema."""
+    """A value has no form in the stream's schema. ``row`` is its place in the page, where that is known."""
 
-    def __init__(self, message: str, *, stream: str = "", key: str = "", field: str = "", hint: str = "") -> None:
+    def __init__(
+        self, message: str, *, stream: str = "", key: str = "", field: str = "", row: int | None = None, hint: str = ""
+    ) -> None:
         super().__init__(message, hint=hint)
         self.stream = stream
         self.key = key
         self.field = field
+        self.row = row
 
 
 class RecordTooLargeError(PermanentError):
-    """One record alone is larger than the broker takes."""
+    """One record alone is larger than the broker takes. ``row`` is its place in the page, ``size`` is in bytes."""
 
-    def __init__(self, message: str, *, stream: str = "", key: str = "", size: int = 0, hint: str = "") -> None:
+    def __init__(
+        self, message: str, *, stream: str = "", key: str = "", size: int = 0, row: int | None = None, hint: str = ""
+    ) -> None:
         super().__init__(message, hint=hint)
         self.stream = stream
         self.key = key
         self.size = size
+        self.row = row
 
 
 class CheckpointConflictError(PermanentError):

@@ -1,0 +1,262 @@
+"""Owns the step from a page to Kafka's records: key, partition, value and record framing in one pass.
+
+Framing: https://kafka.apache.org/documentation/#record (version 2). Partition: murmur2 of the key's bytes as Java's
+DefaultPartitioner takes it. The C kernel writes straight from the Arrow buffers into one buffer for each open block;
+without it numpy does the same from the encoded columns.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NoReturn
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from producer.encoding.arrow_avro import FAILURES, AvroEncoder, EncodedColumn, _kernel
+from producer.encoding.checksums import murmur2
+from producer.encoding.columns import Ragged, constant, gather, join, varints
+from producer.errors import EncodeError, RecordTooLargeError
+
+#: Header of a record batch (magic 2), which `max_block_bytes` does not count.
+BATCH_HEADER_BYTES = 61
+
+
+@dataclass(frozen=True, slots=True)
+class RecordBlock:
+    """`count` framed records for one partition, ready to be (compressed as) the body of a record batch.
+
+    Offset deltas run from 0 to count - 1, timestamp deltas are 0: `timestamp_ms` is the batch's base and maximum.
+    """
+
+    partition: int
+    count: int
+    records: memoryview
+    timestamp_ms: int
+
+
+@dataclass(frozen=True, slots=True)
+class EncodedPage:
+    """A page's keys and values, each behind its prefix, and each row's partition; None: all keys or values are null."""
+
+    keys: EncodedColumn | None
+    values: EncodedColumn | None
+    partitions: npt.NDArray[np.int32]
+
+    def __len__(self) -> int:
+        return len(self.partitions)
+
+
+class RecordEncoder:
+    """Encodes pages as Kafka records with `value`'s Avro, keyed by `key`'s (None: no key).
+
+    Errors name the row's key: EncodeError (field), RecordTooLargeError (size); both carry ``row``, the row's place
+    in the batch, so that a caller can put that row aside. Safe to call from several threads.
+    """
+
+    def __init__(self, key: AvroEncoder | None, value: AvroEncoder, *, stream: str = "") -> None:
+        self.key = key
+        self.value = value
+        self.stream = stream
+        self._bytes_a_row = 128.0
+
+    def encode(
+        self,
+        batch: pa.RecordBatch,
+        *,
+        partitions: int,
+        max_block_bytes: int,
+        timestamp_ms: int,
+        headers: Sequence[tuple[str, bytes]] = (),
+        partition: int = 0,
+    ) -> list[RecordBlock]:
+        """The page's records in blocks of at most `max_block_bytes` (records alone, see `BATCH_HEADER_BYTES`).
+
+        Ordered by partition; the blocks of one partition are in the order of the rows. Every record gets the same `headers`. Without a key
+        encoder all go to `partition`.
+        """
+        framing = _Framing(partitions, partition, encode_headers(headers), max_block_bytes, timestamp_ms)
+        return self._encode(self.key, self.value, batch, framing)
+
+    def tombstones(
+        self,
+        key_batch: pa.RecordBatch,
+        *,
+        partitions: int,
+        max_block_bytes: int,
+        timestamp_ms: int,
+        headers: Sequence[tuple[str, bytes]] = (),
+        encoder: AvroEncoder | None = None,
+    ) -> list[RecordBlock]:
+        """Records with a null value for the keys in `key_batch`.
+
+        `encoder` is that of the key over `key_batch`'s columns, where they are not those of the page.
+        """
+        key = encoder or self.key
+        if key is None:
+            raise EncodeError("a tombstone needs a key", stream=self.stream)
+        framing = _Framing(partitions, 0, encode_headers(headers), max_block_bytes, timestamp_ms)
+        return self._encode(key, None, key_batch, framing)
+
+    def encoded_page(self, batch: pa.RecordBatch, partitions: int, *, partition: int = 0) -> EncodedPage:
+        """Keys and values before framing, for sinks that read row by row."""
+        return self._page(self.key, self.value, batch, partitions, partition)
+
+    def _encode(
+        self, key: AvroEncoder | None, value: AvroEncoder | None, batch: pa.RecordBatch, framing: _Framing
+    ) -> list[RecordBlock]:
+        if all(encoder is None or encoder.kernel == "c" for encoder in (key, value)):
+            return self._frame_c(key, value, batch, framing)
+        page = self._page(key, value, batch, framing.partitions, framing.partition)
+        return [
+            RecordBlock(number, count, records, framing.timestamp_ms)
+            for number, count, records in self._frame_numpy(page, batch, framing)
+        ]
+
+    def _frame_c(
+        self, key: AvroEncoder | None, value: AvroEncoder | None, batch: pa.RecordBatch, framing: _Framing
+    ) -> list[RecordBlock]:
+        key_array = key.canonical(batch).__arrow_c_array__()[1] if key else None
+        value_array = value.canonical(batch).__arrow_c_array__()[1] if value else None
+        hint = int(self._bytes_a_row * batch.num_rows / framing.partitions * 1.1) + 256
+        try:
+            blocks = _kernel.frame(
+                key.program if key else None,
+                key_array,
+                value.program if value else None,
+                value_array,
+                batch.num_rows,
+                key.prefix if key else b"",
+                value.prefix if value else b"",
+                framing.headers,
+                framing.partitions,
+                framing.partition,
+                framing.max_block_bytes,
+                hint,
+            )
+        except _kernel.Failure as failure:
+            code, node, row, size, in_key = failure.args
+            if FAILURES[code] == "large":
+                self._too_large(batch, row, size, framing.max_block_bytes)
+            encoder = key if in_key else value
+            assert encoder is not None
+            try:
+                encoder.refuse(encoder.nodes[node], row, FAILURES[code])
+            except EncodeError as error:
+                self._name(error, batch)
+        if batch.num_rows:
+            self._bytes_a_row = sum(len(records) for _, _, records in blocks) / batch.num_rows
+        return [
+            RecordBlock(number, count, memoryview(records), framing.timestamp_ms)
+            for number, count, records in sorted(blocks, key=lambda block: block[0])
+        ]
+
+    def _page(
+        self,
+        key: AvroEncoder | None,
+        value: AvroEncoder | None,
+        batch: pa.RecordBatch,
+        partitions: int,
+        partition: int,
+    ) -> EncodedPage:
+        try:
+            keys = key.encode(batch) if key else None
+            values = value.encode(batch) if value else None
+        except EncodeError as error:
+            self._name(error, batch)
+        if keys is None:
+            return EncodedPage(keys, values, np.full(batch.num_rows, partition, dtype=np.int32))
+        hashes = murmur2(keys.data, keys.offsets) & np.int32(0x7FFFFFFF)
+        return EncodedPage(keys, values, (hashes % np.int32(partitions)).astype(np.int32))
+
+    def _frame_numpy(
+        self, page: EncodedPage, batch: pa.RecordBatch, framing: _Framing
+    ) -> list[tuple[int, int, memoryview]]:
+        rest = join(
+            [_field(page.keys, len(page)), _field(page.values, len(page)), constant(framing.headers, len(page))],
+            len(page),
+        )
+        sizes = rest.sizes + 2
+        blocks = []
+        for number in np.unique(page.partitions):
+            rows = np.flatnonzero(page.partitions == number)
+            start = 0
+            while start < len(rows):
+                count = _fitting(sizes[rows[start:]], framing.max_block_bytes)
+                if count == 0:
+                    row = int(rows[start])
+                    body = int(sizes[row]) + 1
+                    self._too_large(
+                        batch, row, body + int(varints(np.array([body])).offsets[-1]), framing.max_block_bytes
+                    )
+                chosen = rows[start : start + count]
+                deltas = varints(np.arange(count, dtype=np.int64))
+                bodies = join([constant(b"\0\0", count), deltas, gather(rest, chosen)], count)
+                block = join([varints(bodies.sizes), bodies], count)
+                start += count
+                blocks.append((int(number), count, memoryview(block.data)))
+        return blocks
+
+    def _too_large(self, batch: pa.RecordBatch, row: int, size: int, limit: int) -> NoReturn:
+        key = self._key_text(batch, row)
+        raise RecordTooLargeError(
+            f"the record with key {key} takes {size} bytes, the limit is {limit}",
+            stream=self.stream,
+            key=key,
+            size=size,
+            row=row,
+            hint="raise max_request_size here and max.message.bytes on the topic",
+        )
+
+    def _name(self, error: EncodeError, batch: pa.RecordBatch) -> NoReturn:
+        key = "" if error.row is None else self._key_text(batch, error.row)
+        message = f"the record with key {key}: {error.message}" if key else error.message
+        raise EncodeError(
+            message, stream=self.stream, key=key, field=error.field, row=error.row, hint=error.hint
+        ) from None
+
+    def _key_text(self, batch: pa.RecordBatch, row: int) -> str:
+        """``id=5``, or the row's number where there is no key."""
+        if self.key is None:
+            return f"(none, row {row} of the page)"
+        return self.key.key_text(batch, row)
+
+
+@dataclass(frozen=True, slots=True)
+class _Framing:
+    partitions: int
+    partition: int
+    headers: bytes
+    max_block_bytes: int
+    timestamp_ms: int
+
+
+def encode_headers(headers: Sequence[tuple[str, bytes]]) -> bytes:
+    """The count and the headers as they end every record."""
+    parts = [_varint(len(headers))]
+    for name, value in headers:
+        text = name.encode()
+        parts += [_varint(len(text)), text, _varint(len(value)), value]
+    return b"".join(parts)
+
+
+def _varint(value: int) -> bytes:
+    return varints(np.array([value], dtype=np.int64)).data.tobytes()
+
+
+def _field(column: EncodedColumn | None, rows: int) -> Ragged:
+    """Keys or values behind their lengths; length -1 says null."""
+    if column is None:
+        return constant(_varint(-1), rows)
+    ragged = Ragged(np.frombuffer(column.data, dtype=np.uint8), column.offsets)
+    return join([varints(ragged.sizes), ragged], rows)
+
+
+def _fitting(sizes: npt.NDArray[np.int64], limit: int) -> int:
+    """How many of the next records go into one block; `sizes` are without length and offset delta."""
+    sizes = sizes[: limit // 7 + 1]  # a record is 7 bytes at least
+    bodies = sizes + varints(np.arange(len(sizes), dtype=np.int64)).sizes
+    totals = np.cumsum(bodies + varints(bodies).sizes)
+    return int(np.searchsorted(totals, limit, side="right"))

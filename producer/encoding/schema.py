@@ -1,0 +1,261 @@
+"""Owns the Avro schemas that are derived from a table, and the fingerprints of schemas.
+
+========================  ====================================================================
+Arrow                     Avro
+========================  ====================================================================
+bool                      boolean
+int8..int32, uint8/16     int
+int64, uint32             long
+uint64                    bytes, decimal(20, 0)
+float16/32, float64       float, double
+decimal32..256(p, s)      bytes, decimal(p, s)
+date32, date64            int, date
+time32, time64            long, time-micros
+timestamp with zone       long, timestamp-micros
+timestamp without         long, local-timestamp-micros
+duration                  long of microseconds (property ``unit``)
+string, large, view       string; with ``avro.logical`` a uuid or json string; with ``avro.enum`` an enum
+binary, large, view       bytes
+fixed_size_binary(n)      fixed(n); of the extension type arrow.uuid: a uuid string
+list, large, fixed, view  array
+struct, map               record, map
+dictionary                its values' type
+null                      null
+========================  ====================================================================
+
+A nullable column is a union of null and its type, null first and the default. Whatever else there is (intervals,
+unions) is refused by name before anything is read.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import fastavro
+import fastavro.schema
+import pyarrow as pa
+
+from producer.errors import SchemaIncompatibleError
+from producer.model import Dataset
+
+AvroSchema = dict[str, Any]
+
+_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
+
+
+def derive_value_schema(dataset: Dataset) -> AvroSchema:
+    """The record of all columns that are not hidden; the source's own schema where it has one."""
+    if dataset.value_schema is not None:
+        return dict(dataset.value_schema)
+    fields = [field for field in dataset.schema if field.name not in dataset.hidden]
+    return _Deriver(dataset).record(valid_name(dataset.name), fields, dataset.comment)
+
+
+def derive_key_schema(dataset: Dataset) -> AvroSchema | None:
+    """The record ``<name>_key`` of the key columns, none of them nullable; None for a table without a key."""
+    if dataset.key_schema is not None:
+        return dict(dataset.key_schema)
+    if not dataset.key:
+        return None
+    fields = [dataset.schema.field(name).with_nullable(False) for name in dataset.key]
+    return _Deriver(dataset).record(f"{valid_name(dataset.name)}_key", fields, "")
+
+
+def canonical_form(schema: Any) -> str:
+    """Avro's Parsing Canonical Form: the schema without what readers do not need."""
+    return str(fastavro.schema.to_parsing_canonical_form(schema))
+
+
+def crc64_fingerprint(schema: Any) -> bytes:
+    """The 8 bytes of CRC-64-AVRO over the canonical form, little-endian as single-object encoding has them.
+
+    https://avro.apache.org/docs/1.12.0/specification/#schema-fingerprints
+    """
+    return bytes.fromhex(fastavro.schema.fingerprint(canonical_form(schema), "CRC-64-AVRO"))
+
+
+def sha256_fingerprint(schema: Any) -> str:
+    """SHA-256 over the canonical form, in hex."""
+    return str(fastavro.schema.fingerprint(canonical_form(schema), "sha256"))
+
+
+# --- names ----------------------------------------------------------------------------------------------------------
+
+
+def is_valid_name(name: str) -> bool:
+    """A name by Avro's rules, without a namespace."""
+    return _NAME.fullmatch(name) is not None
+
+
+def valid_name(name: str) -> str:
+    """`name` with all that Avro does not allow replaced by ``_``."""
+    cleaned = re.sub(r"[^A-Za-z0-9_]", "_", name)
+    return cleaned if is_valid_name(cleaned) else f"_{cleaned}"
+
+
+def valid_names(names: Iterable[str]) -> dict[str, str]:
+    """An Avro name for each column, all different: valid ones stay, made ones step aside by a number."""
+    columns = list(names)
+    taken = {name for name in columns if is_valid_name(name)}
+    chosen = {}
+    for column in columns:
+        if is_valid_name(column):
+            chosen[column] = column
+        else:
+            chosen[column] = _free(valid_name(column), taken)
+    return chosen
+
+
+def _free(wanted: str, taken: set[str]) -> str:
+    name, number = wanted, 2
+    while name in taken:
+        name, number = f"{wanted}_{number}", number + 1
+    taken.add(name)
+    return name
+
+
+def _namespace(text: str) -> str:
+    return ".".join(valid_name(part) for part in text.split(".") if part)
+
+
+# --- types ----------------------------------------------------------------------------------------------------------
+
+
+def _metadata(field: pa.Field, name: str) -> str:
+    value = (field.metadata or {}).get(name.encode())
+    return "" if value is None else value.decode()
+
+
+class _Deriver:
+    """One schema in the making: remembers the names of types already taken."""
+
+    def __init__(self, dataset: Dataset) -> None:
+        self.table = dataset.name
+        self.namespace = _namespace(dataset.namespace)
+        self.taken: set[str] = set()
+
+    def record(self, name: str, columns: Iterable[pa.Field], comment: str) -> AvroSchema:
+        """The outermost record."""
+        self.taken.add(name)
+        schema: AvroSchema = {"type": "record", "name": name}
+        if self.namespace:
+            schema["namespace"] = self.namespace
+        if comment:
+            schema["doc"] = comment
+        schema["fields"] = self.fields(columns, name, "")
+        return schema
+
+    def fields(self, columns: Iterable[pa.Field], record: str, prefix: str) -> list[AvroSchema]:
+        columns = list(columns)
+        if len({column.name for column in columns}) < len(columns):
+            raise SchemaIncompatibleError(f"{self.table}: {prefix or 'the table'} has two columns of one name")
+        names = valid_names(column.name for column in columns)
+        out = []
+        for column in columns:
+            name = names[column.name]
+            avro = self.type(column, f"{record}_{name}", prefix + column.name)
+            field: AvroSchema = {"name": name, "type": avro}
+            if column.nullable and avro != "null":
+                field["type"] = ["null", avro]
+            if column.nullable or avro == "null":
+                field["default"] = None
+            if comment := _metadata(column, "comment"):
+                field["doc"] = comment
+            if name != column.name:
+                field["column"] = column.name
+            out.append(field)
+        return out
+
+    def named(self, kind: str, wanted: str, properties: Mapping[str, Any]) -> AvroSchema:
+        return {"type": kind, "name": _free(wanted, self.taken), **properties}
+
+    def item(self, field: pa.Field, name: str, path: str) -> Any:
+        avro = self.type(field, name, path)
+        return ["null", avro] if field.nullable and avro != "null" else avro
+
+    def type(self, field: pa.Field, name: str, path: str) -> Any:
+        """The Avro type of a column's values, null aside. `name` is for a type that must have one."""
+        arrow, t = field.type, pa.types
+        if isinstance(arrow, pa.BaseExtensionType):
+            if arrow.extension_name == "arrow.uuid":
+                return {"type": "string", "logicalType": "uuid"}
+            logical = {b"avro.logical": b"json"} if arrow.extension_name == "arrow.json" else {}
+            return self.type(
+                pa.field(field.name, arrow.storage_type, metadata=logical | (field.metadata or {})), name, path
+            )
+        if t.is_dictionary(arrow) or t.is_run_end_encoded(arrow):
+            return self.type(pa.field(field.name, arrow.value_type, metadata=field.metadata), name, path)
+        if t.is_string(arrow) or t.is_large_string(arrow) or t.is_string_view(arrow):
+            return self.text(field, name)
+        if t.is_fixed_size_binary(arrow):
+            if _metadata(field, "avro.logical") == "uuid" and arrow.byte_width == 16:
+                return {"type": "string", "logicalType": "uuid"}
+            return self.named("fixed", name, {"size": arrow.byte_width})
+        if t.is_decimal(arrow):
+            return decimal_type(arrow.precision, arrow.scale)
+        if t.is_timestamp(arrow):
+            return {"type": "long", "logicalType": "timestamp-micros" if arrow.tz else "local-timestamp-micros"}
+        if t.is_struct(arrow):
+            columns = [arrow.field(i) for i in range(arrow.num_fields)]
+            record = self.named("record", name, {})
+            return {**record, "fields": self.fields(columns, record["name"], f"{path}.")}
+        if t.is_map(arrow):
+            key = arrow.key_type
+            if not (t.is_string(key) or t.is_large_string(key)):
+                raise self.refusal(path, arrow, "the keys of an Avro map are text")
+            return {"type": "map", "values": self.item(arrow.item_field, name, f"{path}{{}}")}
+        if _is_list(arrow):
+            return {"type": "array", "items": self.item(arrow.value_field, name, f"{path}[]")}
+        for matches, avro in _SIMPLE:
+            if matches(arrow):
+                return avro
+        raise self.refusal(path, arrow, "there is no Avro type for it")
+
+    def text(self, field: pa.Field, name: str) -> Any:
+        if logical := _metadata(field, "avro.logical"):
+            return {"type": "string", "logicalType": logical}
+        if symbols := _metadata(field, "avro.enum"):
+            values = json.loads(symbols)
+            if values and all(map(is_valid_name, values)) and len(set(values)) == len(values):
+                return self.named("enum", name, {"symbols": values})
+            return {"type": "string", "symbols": values}
+        return "string"
+
+    def refusal(self, path: str, arrow: pa.DataType, reason: str) -> SchemaIncompatibleError:
+        return SchemaIncompatibleError(
+            f"{self.table}: column {path} is of type {arrow}: {reason}",
+            hint="leave it out with `exclude`, or cast it in a view",
+        )
+
+
+def decimal_type(precision: int, scale: int) -> AvroSchema:
+    """Avro wants 0 <= scale <= precision, which Arrow and SQL do not."""
+    if scale < 0:
+        precision, scale = precision - scale, 0
+    return {"type": "bytes", "logicalType": "decimal", "precision": max(precision, scale), "scale": scale}
+
+
+def _is_list(arrow: pa.DataType) -> bool:
+    t = pa.types
+    plain = t.is_list(arrow) or t.is_large_list(arrow) or t.is_fixed_size_list(arrow)
+    return bool(plain or t.is_list_view(arrow) or t.is_large_list_view(arrow))
+
+
+_INTS = frozenset([pa.int8(), pa.int16(), pa.int32(), pa.uint8(), pa.uint16()])
+
+_SIMPLE: tuple[tuple[Any, Any], ...] = (
+    (pa.types.is_null, "null"),
+    (pa.types.is_boolean, "boolean"),
+    (_INTS.__contains__, "int"),
+    (pa.types.is_uint64, decimal_type(20, 0)),
+    (pa.types.is_integer, "long"),
+    (pa.types.is_float64, "double"),
+    (pa.types.is_floating, "float"),
+    (pa.types.is_date, {"type": "int", "logicalType": "date"}),
+    (pa.types.is_time, {"type": "long", "logicalType": "time-micros"}),
+    (pa.types.is_duration, {"type": "long", "unit": "microsecond"}),
+    (lambda t: pa.types.is_binary(t) or pa.types.is_large_binary(t) or pa.types.is_binary_view(t), "bytes"),
+)
