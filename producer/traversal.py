@@ -73,9 +73,11 @@ def is_last(rows: int, limit: int, position: Position | None, upper: Position | 
     return rows < limit or (upper is not None and position == upper)
 
 
-def interpolate(low: int, high: int, at: int, rows: int) -> int:
-    """About how many of `rows` rows with integer keys in (low, high] lie after `at`, were they spread evenly."""
-    if high <= low:
-        return 0
-    left = min(max(high - at, 0), high - low)
-    return rows * left // (high - low)
+def interpolate(start: KeyScalar, end: KeyScalar, least: KeyScalar, greatest: KeyScalar, rows: int) -> int | None:
+    """About how many of `rows` rows with keys from `least` to `greatest` lie in (start, end], were they spread evenly.
+
+    None for keys that are not integers.
+    """
+    if not (isinstance(start, int) and isinstance(end, int) and isinstance(least, int) and isinstance(greatest, int)):
+        return None
+    return rows * max(0, min(end, greatest) - max(start, least)) // max(1, greatest - least)

@@ -84,7 +84,7 @@ def _order_item(text: str, what: str) -> tuple[str, bool]:
         descending = words[1].lower() == "desc"
         text = words[0]
     name = text.strip()
-    if len(name) > 2 and name[0] == name[-1] and name[0] in "\"`":
+    if len(name) > 2 and name[0] == name[-1] and name[0] in '"`':
         name = name[1:-1].replace(name[0] * 2, name[0])
     if not name:
         raise ConfigError(f"{what}, order_by: an entry is empty")
@@ -104,9 +104,13 @@ def _total(
         )
     if stream.traversal == "ID_RANGE" and any(descending for _, descending in order):
         raise ConfigError(f"{what}: order_by with desc needs traversal OFFSET", hint="ID_RANGE reads keys upwards")
-    for name in key if any(set(unique) <= set(key) for unique in table.unique) or not table.unique else (
-        *key,
-        *table.unique[0],
+    for name in (
+        key
+        if any(set(unique) <= set(key) for unique in table.unique) or not table.unique
+        else (
+            *key,
+            *table.unique[0],
+        )
     ):
         if name not in (n for n, _ in order):
             order = (*order, (name, False))
@@ -143,7 +147,7 @@ def key_query(
     return _query(
         selection,
         selection.columns,
-        [*_bounds(selection, lower, upper, mark=mark, row_values=row_values)],
+        _bounds(selection, lower, upper, mark=mark, row_values=row_values),
         _order_by(selection, mark) + ("" if limit is None else f" LIMIT {limit:d}"),
         _bound_params(selection, lower, upper),
     )
@@ -160,16 +164,14 @@ def offset_query(selection: Selection, skip: int, limit: int, *, mark: str, defe
             selection, selection.columns, [], f"{_order_by(selection, mark)} LIMIT {limit:d} OFFSET {skip:d}", {}
         )
     names = [quote(name, mark) for name in selection.order_names]
-    inner = f"SELECT {', '.join('t.' + name for name in names)} FROM {selection.table.source} t"
+    inner = " ".join(["SELECT", ", ".join(f"t.{name}" for name in names), "FROM", selection.table.source, "t"])
     if selection.where:
         inner += f" WHERE ({selection.where}\n)"
     inner += f"{_order_by(selection, mark)} LIMIT {limit:d} OFFSET {skip:d}"
     pairs = " AND ".join(f"t.{name} = k.{name}" for name in names)
-    sql = (
-        f"SELECT {_list(selection.columns)} FROM {selection.table.source} t JOIN ({inner}) k ON {pairs}"
-        f"{_order_by(selection, mark)}"
-    )
-    return Query(sql, selection.columns, selection.params, selection.types, selection.order_names)
+    sql = ["SELECT", _list(selection.columns), "FROM", selection.table.source, f"t JOIN ({inner}) k ON {pairs}"]
+    ordered = " ".join(sql) + _order_by(selection, mark)
+    return Query(ordered, selection.columns, selection.params, selection.types, selection.order_names)
 
 
 def rows_query(selection: Selection, columns: tuple[Column, ...], conditions: list[str], tail: str = "") -> Query:
@@ -177,9 +179,11 @@ def rows_query(selection: Selection, columns: tuple[Column, ...], conditions: li
     return _query(selection, columns, conditions, tail, {})
 
 
-def descending(selection: Selection, mark: str) -> str:
-    """ORDER BY that gives the greatest key first."""
-    return " ORDER BY " + ", ".join(f"t.{quote(name, mark)} DESC" for name in selection.order_names)
+def edge_query(selection: Selection, mark: str, *, greatest: bool) -> Query:
+    """The greatest key there is, or the least."""
+    way = " DESC" if greatest else ""
+    order = ", ".join(f"t.{quote(name, mark)}{way}" for name in selection.order_names)
+    return rows_query(selection, selection.order_columns, [], f" ORDER BY {order} LIMIT 1")
 
 
 def _order_by(selection: Selection, mark: str) -> str:
@@ -239,31 +243,49 @@ def _query(
     params: Mapping[str, KeyScalar],
 ) -> Query:
     where = [*([f"({selection.where}\n)"] if selection.where else []), *conditions]
-    sql = f"SELECT {_list(columns)} FROM {selection.table.source} t"
+    sql = " ".join(["SELECT", _list(columns), "FROM", selection.table.source, "t"])
     if where:
         sql += " WHERE " + " AND ".join(where)
     types = {
-        f"__{side}{i}": column.sql_type for side in ("lower", "upper") for i, column in enumerate(selection.order_columns)
+        f"__{side}{i}": column.sql_type
+        for side in ("lower", "upper")
+        for i, column in enumerate(selection.order_columns)
     }
     return Query(
         sql + tail, columns, {**selection.params, **params}, {**selection.types, **types}, selection.order_names
     )
 
 
-def quantile_query(selection: Selection, pieces: int, mark: str, sample: str | None) -> Query:
-    """The keys of the rows that end each of `pieces` equal parts, of all rows or of those in `sample` (a FROM clause).
+def quantile_query(selection: Selection, pieces: int, mark: str, source: str) -> Query:
+    """The keys of the rows that end each of `pieces` equal parts of the rows in `source` (a FROM clause, alias ``t``).
 
     Of n ordered rows the r-th ends a part where ``r * pieces`` has just passed a multiple of n.
     """
     names = [quote(name, mark) for name in selection.order_names]
     keys = ", ".join(f"t.{name}" for name in names)
     inner = [
-        f"SELECT {keys}, row_number() OVER (ORDER BY {keys}) AS place_, count(*) OVER () AS rows_",
-        f"FROM {sample or selection.table.source + ' t'}",
+        "SELECT",
+        f"{keys}, row_number() OVER (ORDER BY {keys}) AS place_, count(*) OVER () AS rows_",
+        f"FROM {source}",
         f"WHERE ({selection.where}\n)" if selection.where else "",
     ]
     sql = [
-        f"SELECT {_list(selection.order_columns)} FROM ({' '.join(inner)}) t",
+        "SELECT",
+        _list(selection.order_columns),
+        f"FROM ({' '.join(inner)}) t",
         f"WHERE (place_ * {pieces:d}) % rows_ < {pieces:d} ORDER BY place_",
     ]
     return Query(" ".join(sql), selection.order_columns, selection.params, selection.types, selection.order_names)
+
+
+def step_query(
+    selection: Selection, after: tuple[KeyScalar, ...] | None, step: int, mark: str, row_values: bool
+) -> Query:
+    """The key of the `step`-th row after the key `after`, by walking the index."""
+    return _query(
+        selection,
+        selection.order_columns,
+        _bounds(selection, after, None, mark=mark, row_values=row_values),
+        _order_by(selection, mark) + f" LIMIT 1 OFFSET {step - 1:d}",
+        _bound_params(selection, after, None),
+    )

@@ -10,13 +10,13 @@ from producer.errors import ConfigError
 
 _PART = re.compile(r'\s*(?:"((?:[^"]|"")+)"|`((?:[^`]|``)+)`|([^\s."`]+))\s*(\.|$)')
 
-# Everything in SQL text within which a colon is not a parameter: strings (E'' with backslashes, $tag$ too), quoted names,
-# comments and casts. The last alternative is the parameter.
+# Everything in SQL text within which a colon is not a parameter: strings (E'' with backslashes, $tag$ too), quoted
+# names, comments and casts. The last alternative is the parameter.
 _TOKEN = re.compile(
     r"""[eE]'(?:[^'\\]|\\.|'')*' | '(?:[^']|'')*' | "(?:[^"]|"")*" | `(?:[^`]|``)*`
       | \$(?P<tag>\w*)\$.*?\$(?P=tag)\$ | --[^\n]* | /\*.*?\*/ | :: | :=
       | (?<![\w:]):(?P<name>[A-Za-z_]\w*)""",
-    re.VERBOSE | re.DOTALL,
+    re.VERBOSE | re.DOTALL | re.ASCII,
 )
 
 
@@ -31,7 +31,8 @@ def split_name(text: str, *, fold: Callable[[str], str]) -> tuple[str, ...]:
     while True:
         match = _PART.match(text, at)
         if match is None:
-            raise ConfigError(f"table {text!r} is not a name", hint='write it as in SQL: schema.table or "Schema"."Table"')
+            hint = 'write it as in SQL: schema.table or "Schema"."Table"'
+            raise ConfigError(f"table {text!r} is not a name", hint=hint)
         double, back, plain, dot = match.groups()
         if double is not None:
             parts.append(double.replace('""', '"'))

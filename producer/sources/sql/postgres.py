@@ -1,9 +1,9 @@
 """Owns PostgreSQL: reflection from pg_catalog, and pages as Arrow by binary COPY (ADBC).
 
 A page is one short READ ONLY transaction of two statements. The first sets, by bound parameters and for this
-transaction only, the statement timeout and one setting for each value of the query; the second reads the page and takes its
-values by ``current_setting``, which is stable, so the planner uses them for index ranges and estimates. It has no
-bound parameters itself, because the driver reads a query that has some without COPY, at two thirds of the rate.
+transaction only, the statement timeout and one setting for each value of the query; the second reads the page and
+takes its values by ``current_setting``, which is stable, so the planner uses them for index ranges and estimates. It
+has no bound parameters itself, because the driver reads a query that has some without COPY, at two thirds of the rate.
 """
 
 from __future__ import annotations
@@ -32,9 +32,9 @@ from producer.errors import (
 )
 from producer.model import KeyScalar
 from producer.sources.sql import postgres_types
+from producer.sources.sql.arrow import Unreadable
 from producer.sources.sql.names import bind_named, split_name
 from producer.sources.sql.postgres_catalog import parameter_types, reflect
-from producer.sources.sql.postgres_types import Unreadable
 from producer.sources.sql.scalars import key_scalar, last_key, shown_key
 from producer.sources.sql.table import Query, Rows, Table
 from producer.sources.sql.threads import STOP_GRACE_S, in_thread
@@ -62,6 +62,7 @@ class PostgresDatabase:
 
     mark = '"'
     row_values = True
+    has_planner = True
 
     def __init__(self, options: PostgresOptions, executor: Executor) -> None:
         self._options = options
@@ -90,10 +91,11 @@ class PostgresDatabase:
         return await self._meta.run(lambda connection: parameter_types(partial(_rows, connection), numbered, names))
 
     def sample(self, table: Table, rows: int | None) -> str | None:
+        whole = f"{table.source} t"
         if table.is_view or rows is None or rows < _SAMPLE_FROM_ROWS:
-            return None
-        percent = min(100.0, max(100.0 * _SAMPLE_ROWS / rows, 0.01))
-        return f"{table.source} t TABLESAMPLE SYSTEM ({percent:.4f}) REPEATABLE (7)"
+            return whole
+        percent = max(100.0 * _SAMPLE_ROWS / rows, 0.01)
+        return f"{whole} TABLESAMPLE SYSTEM ({percent:.4f}) REPEATABLE (7)"
 
 
 class PostgresSession:
@@ -114,7 +116,8 @@ class PostgresSession:
 
     async def keys(self, query: Query) -> list[tuple[KeyScalar, ...]]:
         batch = (await self.fetch(query)).batch
-        columns = [[key_scalar(batch.schema.field(i), value) for value in batch.column(i)] for i in range(batch.num_columns)]
+        fields = list(batch.schema)
+        columns = [[key_scalar(field, value) for value in batch.column(i)] for i, field in enumerate(fields)]
         return list(zip(*columns, strict=True))
 
     async def estimate(self, query: Query) -> tuple[int, int] | None:
@@ -257,8 +260,10 @@ def _libpq_uri(options: PostgresOptions) -> str:
         "keepalives_interval": "5",
         "keepalives_count": "3",
         "application_name": "producer",
+        "client_encoding": "UTF8",
     }
-    return urlunsplit(("postgresql", parts.netloc, parts.path, urlencode({**limits, **asked}, quote_via=quote_plus), ""))
+    query = urlencode({**limits, **asked}, quote_via=quote_plus)
+    return urlunsplit(("postgresql", parts.netloc, parts.path, query, ""))
 
 
 @contextlib.contextmanager
@@ -267,6 +272,10 @@ def _translated(options: PostgresOptions) -> Iterator[None]:
         yield
     except adbc.Error as error:
         raise _translate(error, options) from None
+
+
+# libpq gives no SQLSTATE for what the server says before a connection is there.
+_REFUSED = re.compile("authentication failed|no password supplied|pg_hba|role .* does not exist")
 
 
 def _translate(error: Any, options: PostgresOptions) -> ProducerError:
@@ -278,8 +287,10 @@ def _translate(error: Any, options: PostgresOptions) -> ProducerError:
         if secret:
             text = text.replace(secret, "***")
     where = f"PostgreSQL at {parts.hostname or 'the local socket'}:{parts.port or 5432}"
-    if state.startswith("28") or (not state and re.search("authentication failed|no password supplied|pg_hba|role .* does not exist", text)):
-        return AuthenticationError(f"{where} refused user {parts.username or ''!r}: {text}", hint="check url in the source")
+    if state.startswith("28") or (not state and _REFUSED.search(text)):
+        return AuthenticationError(
+            f"{where} refused user {parts.username or ''!r}: {text}", hint="check url in the source"
+        )
     if state == "42501":
         return AuthenticationError(f"{where}: {text}", hint="grant SELECT to the source's user")
     if state == "3D000" or (not state and re.search("database .* does not exist", text)):

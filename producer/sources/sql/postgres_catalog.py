@@ -38,7 +38,8 @@ _TYPES = """
 WITH RECURSIVE used(oid) AS (
   SELECT a.atttypid FROM pg_catalog.pg_attribute a WHERE a.attrelid = $1::oid AND a.attnum > 0 AND NOT a.attisdropped
   UNION
-  SELECT x.oid FROM used JOIN pg_catalog.pg_type p ON p.oid = used.oid, LATERAL (VALUES (p.typbasetype), (p.typelem)) x(oid)
+  SELECT x.oid FROM used JOIN pg_catalog.pg_type p ON p.oid = used.oid,
+    LATERAL (VALUES (p.typbasetype), (p.typelem)) x(oid)
   WHERE x.oid <> 0
 )
 SELECT p.oid::int8, p.typname::text, p.typtype::text, p.typbasetype::int8, p.typtypmod, p.typnotnull, p.typndims::int4,
@@ -88,7 +89,7 @@ def _type(oid: int, modifier: int, dimensions: int, types: Mapping[int, tuple[An
 
 
 def _no_such_table(run: Run, name: str, path: tuple[str, ...]) -> ConfigError:
-    choices = {}
+    choices: dict[str, str] = {}
     for schema, table, visible in run(_NAMES, ()):
         written = [part if re.fullmatch("[a-z_][a-z0-9_]*", part) else quote(part) for part in (schema, table)]
         if visible and len(path) == 1:

@@ -30,7 +30,7 @@ from dataclasses import dataclass
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from producer.errors import ConfigError, EncodeError
+from producer.sources.sql.arrow import Unreadable, configured_decimal, decimal_type
 from producer.sources.sql.names import quote
 from producer.sources.sql.table import Column
 
@@ -79,9 +79,7 @@ class TypeInfo:
     dimensions: int = 0
 
 
-def column(
-    name: str, info: TypeInfo, shown: str, *, nullable: bool, comment: str, decimal: str | None
-) -> Column:
+def column(name: str, info: TypeInfo, shown: str, *, nullable: bool, comment: str, decimal: str | None) -> Column:
     """The column `name` of type `info`; `shown` is the type as the table declares it (a domain's name, say), `decimal`
     the stream's wish for numerics without precision."""
     ref = f"t.{quote(name)}"
@@ -148,36 +146,9 @@ def _numeric(modifier: int, decimal: str | None) -> pa.DataType:
     return configured_decimal(decimal)
 
 
-def configured_decimal(text: str) -> pa.DataType:
-    """The type that ``decimal: "38,9"`` asks for; ConfigError for what is not a precision and a scale."""
-    precision, _, scale = text.partition(",")
-    if precision.strip().isdigit() and scale.strip().isdigit() and 0 <= int(scale) <= int(precision) <= 76:
-        return decimal_type(int(precision), int(scale))
-    raise ConfigError(f"decimal: {text!r} is not a precision and scale", hint='write "38,9", or string')
-
-
-def decimal_type(precision: int, scale: int) -> pa.DataType:
-    """The smallest Arrow type of `precision` digits, text where none has so many."""
-    if precision <= 38:
-        return pa.decimal128(max(precision, 1), scale)
-    return pa.decimal256(precision, scale) if precision <= 76 else pa.string()
-
-
 def convert(column: Column, values: pa.Array) -> pa.Array:
-    """What the driver gave for `column`, as the column's type. `Unreadable` at the first value that has no such form."""
+    """What the driver gave for `column`, as the column's type. `Unreadable` at the first value without such a form."""
     return _convert(column.field.type, values)
-
-
-class Unreadable(Exception):
-    """A value without a form: its index in the page, and why."""
-
-    def __init__(self, row: int, reason: str) -> None:
-        super().__init__(reason)
-        self.row = row
-        self.reason = reason
-
-    def error(self, column: str, key: str) -> EncodeError:
-        return EncodeError(f"column {column!r}, row with key {key}: {self.reason}", key=key, field=column)
 
 
 def _convert(wanted: pa.DataType, values: pa.Array) -> pa.Array:
@@ -203,7 +174,8 @@ def _convert_list(wanted: pa.DataType, values: pa.Array) -> pa.Array:
     except Unreadable as error:
         row = pc.sum(pc.less_equal(values.offsets, error.row)).as_py() - 1
         raise Unreadable(max(row, 0), error.reason) from None
-    return pa.ListArray.from_arrays(values.offsets, items, type=wanted, mask=values.is_null() if values.null_count else None)
+    nulls = values.is_null() if values.null_count else None
+    return pa.ListArray.from_arrays(values.offsets, items, type=wanted, mask=nulls)
 
 
 def _to_decimal(wanted: pa.DataType, values: pa.Array) -> pa.Array:
@@ -214,7 +186,9 @@ def _to_decimal(wanted: pa.DataType, values: pa.Array) -> pa.Array:
             try:
                 value.cast(wanted)
             except pa.ArrowInvalid:
-                kind = "the numeric " + value.as_py() if not value.as_py()[-1:].isdigit() else "a number with more digits"
+                kind = (
+                    "the numeric " + value.as_py() if not value.as_py()[-1:].isdigit() else "a number with more digits"
+                )
                 raise Unreadable(row, f"{kind} does not fit {wanted}") from None
         raise
 

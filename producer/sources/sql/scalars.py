@@ -17,7 +17,9 @@ def key_scalar(field: pa.Field, value: pa.Scalar[Any]) -> KeyScalar:
     try:
         found = value.as_py()
     except (ValueError, OverflowError):
-        raise EncodeError(f"column {field.name!r}: a key value is outside of the years 1 to 9999", field=field.name) from None
+        raise EncodeError(
+            f"column {field.name!r}: a key value is outside of the years 1 to 9999", field=field.name
+        ) from None
     if found is None:
         raise EncodeError(f"column {field.name!r}: a key value is null", field=field.name)
     if (field.metadata or {}).get(b"avro.logical") == b"uuid":

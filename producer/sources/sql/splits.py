@@ -9,7 +9,7 @@ import pyarrow as pa
 
 from producer.config import StreamConfig
 from producer.errors import ConfigError
-from producer.model import Dataset, KeyPosition, Position, Split
+from producer.model import Dataset, KeyPosition, KeyScalar, Position, Split
 from producer.sources.sql import keyset
 from producer.sources.sql.keyset import Selection
 from producer.sources.sql.names import quote
@@ -43,7 +43,7 @@ async def plan(
 ) -> tuple[Split, ...]:
     """Up to ``max_parallel`` splits of about equal rows; for a snapshot the last one ends at the greatest key."""
     open_end = stream.mode != "snapshot"
-    greatest = await session.keys(_greatest(selection, database.mark))
+    greatest = await session.keys(keyset.edge_query(selection, database.mark, greatest=True))
     if not greatest:
         return key_splits((), open_end=open_end)
     pieces = split_count(rows, stream.page_size, stream.max_parallel)
@@ -54,34 +54,45 @@ async def plan(
     return key_splits(ends, open_end=open_end)
 
 
-def _greatest(selection: Selection, mark: str) -> keyset.Query:
-    tail = keyset.descending(selection, mark) + " LIMIT 1"
-    return keyset.rows_query(selection, selection.order_columns, [], tail)
-
-
 async def _quantiles(
     session: Session, database: Database, selection: Selection, pieces: int, rows: int | None
-) -> Sequence[tuple[object, ...]]:
-    """`pieces` keys that end as many equal parts of the rows, the last being the greatest that was looked at."""
-    sample = database.sample(selection.table, rows)
-    if sample is not None:
-        found = await session.keys(keyset.quantile_query(selection, pieces, database.mark, sample))
+) -> Sequence[tuple[KeyScalar, ...]]:
+    """`pieces` keys that end as many parts of about equal rows; the last is not needed and may be missing."""
+    source = database.sample(selection.table, rows)
+    if source is not None:
+        found = await session.keys(keyset.quantile_query(selection, pieces, database.mark, source))
         if len(found) == pieces:
             return found
-    return await session.keys(keyset.quantile_query(selection, pieces, database.mark, None))
+    step = max(1, await count(session, selection) // pieces)
+    ends: list[tuple[KeyScalar, ...]] = []
+    for _ in range(pieces - 1):
+        after = ends[-1] if ends else None
+        query = keyset.step_query(selection, after, step, database.mark, database.row_values)
+        ends += await session.keys(query)
+    return [*ends, ends[-1]] if ends else []
 
 
 async def remaining(
-    session: Session, database: Database, selection: Selection, split: Split, position: Position | None, dataset: Dataset
+    session: Session,
+    database: Database,
+    selection: Selection,
+    split: Split,
+    position: Position | None,
+    dataset: Dataset,
 ) -> int | None:
     """The planner's guess of the rows after `position`; for an integer key without a planner, by its distance."""
     width = len(selection.order)
     start = key_values(start_of(split, position), width)
     end = key_values(split.upper, width)
-    query = keyset.key_query(selection, start, end, None, mark=database.mark, row_values=database.row_values)
-    estimate = await session.estimate(query)
-    if estimate is not None:
-        return estimate[0]
-    if start and end and isinstance(start[0], int) and isinstance(end[0], int) and dataset.rows_estimate is not None:
-        return interpolate(0, end[0], start[0], dataset.rows_estimate)
-    return None
+    if database.has_planner:
+        query = keyset.key_query(selection, start, end, None, mark=database.mark, row_values=database.row_values)
+        estimate = await session.estimate(query)
+        return None if estimate is None else estimate[0]
+    if dataset.rows_estimate is None or width != 1:
+        return None
+    least = await session.keys(keyset.edge_query(selection, database.mark, greatest=False))
+    greatest = await session.keys(keyset.edge_query(selection, database.mark, greatest=True))
+    if not least or not greatest:
+        return 0
+    low, high = start[0] if start else least[0][0], end[0] if end else greatest[0][0]
+    return interpolate(low, high, least[0][0], greatest[0][0], dataset.rows_estimate)

@@ -84,7 +84,7 @@ class Session(Protocol):
         ...
 
     async def estimate(self, query: Query) -> tuple[int, int] | None:
-        """The planner's guess of how many rows `query` has, and of how many bytes; None where it has none."""
+        """About how many rows `query` has, and of how many bytes each; None where that is not known."""
         ...
 
     async def close(self) -> None: ...
@@ -97,6 +97,8 @@ class Database(Protocol):
     mark: str
     #: whether ``(a, b) > (x, y)`` is answered from an index
     row_values: bool
+    #: whether `Session.estimate` costs no more than a planner's guess
+    has_planner: bool
 
     async def start(self) -> None: ...
 
@@ -113,5 +115,6 @@ class Database(Protocol):
     def session(self) -> Session: ...
 
     def sample(self, table: Table, rows: int | None) -> str | None:
-        """FROM clause of a random sample that is large enough for quantiles; None where there is no sampling."""
+        """FROM clause (alias ``t``) of enough rows for quantiles, a random sample of a big table; None where the
+        database has no sampling."""
         ...
