@@ -1,0 +1,317 @@
+"""Owns one table's dump: where it begins, how its splits are read side by side, and that the state follows the file."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import itertools
+import logging
+from collections import deque
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass, replace
+from enum import Enum
+from typing import Protocol, TypeVar
+
+import pyarrow as pa
+
+from producer.dump import state as state_file
+from producer.dump.begin import Beginning, begin, current_offset, needs_plan
+from producer.dump.config import DumpConfig, DumpFormat, DumpStrategy
+from producer.dump.progress import DumpProgress, DumpStats, utc_now
+from producer.dump.state import Kept, SavedDump
+from producer.errors import ConfigError, ProducerError, SinkUnavailableError, SourceUnavailableError, TransientError
+from producer.model import Checkpoint, Dataset, Page, Split
+from producer.protocols import Source
+from producer.sinks.files import FileChunk, FileSink, uninterrupted
+from producer.sinks.formats import chunk_per_file, file_format
+
+T = TypeVar("T")
+log = logging.getLogger("producer.dump")
+ProgressCallback = Callable[[DumpProgress], object]
+
+#: A CSV of more rows than a sheet holds (2**20, one of them the header) is written as one file a chunk.
+SHEET_ROWS = 2**20 - 1
+
+
+class Client(Protocol):
+    """Something whose tables are a source, such as an `AsyncIPTVPortalClient`."""
+
+    def source(self, *, timeout_s: float | None = None) -> Source: ...
+
+
+@dataclass(frozen=True, slots=True)
+class _Ack:
+    """A submitted chunk that waits for the disk."""
+
+    split: str
+    page: Page
+    chunk: FileChunk
+    acked: asyncio.Future[None]
+
+
+class _Signal(Enum):
+    SAVE = 1  # write the state once more
+    END = 2  # nothing more will be submitted
+
+
+class AsyncDumpManager:
+    """Dumps one table. `client` is a source of the engine, started by the dump and closed by its owner, or a client
+    that has one. One dump at a time; `progress` and `stats` stay readable afterwards."""
+
+    def __init__(self, client: Source | Client, config: DumpConfig) -> None:
+        self.config = config
+        self.stats = DumpStats(config)
+        self._source: Source = client.source(timeout_s=config.batch_timeout) if hasattr(client, "source") else client
+        self._stream = config.stream()
+        self._going = asyncio.Event()
+        self._going.set()
+        self._checkpoints: dict[str, Checkpoint] = {}
+        self._kept: Kept | None = None
+        self._acks: asyncio.Queue[_Ack | _Signal] = asyncio.Queue()
+        self._callback: ProgressCallback | None = None
+
+    @property
+    def progress(self) -> DumpProgress:
+        return self.stats.progress
+
+    def reset(self) -> None:
+        """Forgets the state file and the progress: the next dump starts over. ConfigError where it cannot be
+        removed, CheckpointConflictError while the dump runs."""
+        with state_file.locked(self.config):
+            try:
+                self.config.state_path.unlink(missing_ok=True)
+            except OSError as error:
+                raise ConfigError(f"{self.config.state_path} cannot be removed: {error.strerror}") from None
+        self.stats = DumpStats(self.config)
+
+    def pause(self) -> None:
+        """Stops after the chunks that are being written; the state is saved. Nothing is written until `resume`."""
+        self._going.clear()
+        self.progress.stop_clock()
+        if self.stats.state == "running":
+            self.stats.state = "paused"
+            self._acks.put_nowait(_Signal.SAVE)
+
+    def resume(self) -> None:
+        self._going.set()
+        if self.stats.state == "paused":
+            self.stats.state = "running"
+            self.progress.start_clock()
+
+    async def dump(self, progress_callback: ProgressCallback | None = None) -> DumpStats:
+        """Dumps the table to its end, from where the state says. Errors of `producer.errors`; the state is kept."""
+        self._callback = progress_callback
+        with state_file.locked(self.config):
+            self.stats = DumpStats(self.config, state="running" if self._going.is_set() else "paused")
+            self._checkpoints, self._kept, self._acks = {}, None, asyncio.Queue()
+            try:
+                await self._dump()
+            except asyncio.CancelledError:
+                self.stats.state = "stopped"
+                raise
+            except ProducerError as error:
+                self.stats.state, self.stats.error = "failed", str(error)
+                raise
+            finally:
+                self.progress.stop_clock()
+        return self.stats
+
+    async def _dump(self) -> None:
+        config, source, stream = self.config, self._source, self._stream
+        if self._going.is_set():
+            self.progress.start_clock()
+        saved = state_file.load(config) if config.resume else None
+        await self._retried(source.start)
+        dataset = await self._retried(lambda: source.describe(stream))
+        planned: Sequence[Split] = ()
+        if needs_plan(config, saved):
+            planned = await self._retried(lambda: source.plan(stream, dataset))
+        beginning = begin(config, saved, dataset.fingerprint(stream.traversal), planned)
+        sink = self._sink(dataset, beginning)
+        try:
+            await self._open(sink, dataset, beginning, saved)
+            await self._run_splits(sink, dataset)
+            await sink.finish(pa.RecordBatch.from_pylist([], schema=sink.schema))
+            self.progress.completed_at = utc_now()
+            self.progress.total_rows = self.progress.dumped_rows
+            self.stats.state = "complete"
+            await self._save()
+        finally:
+            await sink.close()
+            if self._kept is not None and self.stats.state != "complete":
+                with contextlib.suppress(SinkUnavailableError):  # the older state stands, and is as good
+                    await self._save()
+        self._report()
+
+    def _sink(self, dataset: Dataset, beginning: Beginning) -> FileSink:
+        config = self.config
+        schema = pa.schema([f for f in dataset.schema if f.name not in dataset.hidden])
+        avro_schema = None
+        if config.format is DumpFormat.AVRO:
+            from producer.encoding.schema import value_schema
+
+            avro_schema = dataset.value_schema or value_schema(dataset, name=config.name)
+        form = file_format(config.format, schema, compress=config.compress, avro_schema=avro_schema)
+        large = (dataset.rows_estimate or 0) > SHEET_ROWS
+        if form.may_chunk and (large if beginning.chunked is None else beginning.chunked):
+            form = chunk_per_file(form)
+        return FileSink(config.output_dir, config.name, form, schema)
+
+    async def _open(self, sink: FileSink, dataset: Dataset, beginning: Beginning, saved: SavedDump | None) -> None:
+        """Opens the files and takes over what the state says; from here on there is a state to save."""
+        mark = await asyncio.to_thread(sink.standing) if beginning.adopt else beginning.mark
+        await sink.open(mark)
+        progress = self.progress
+        if saved is not None:
+            progress.dumped_rows, progress.chunks_completed = saved.dumped_rows, saved.chunks_completed
+            progress.started_at = saved.started_at
+        elif mark is not None and self.config.strategy is DumpStrategy.OFFSET:
+            progress.dumped_rows = self.config.resume_offset
+        progress.started_at = progress.started_at or utc_now()
+        progress.rows_before = progress.dumped_rows
+        progress.current_offset = current_offset(self.config, beginning.checkpoints, progress.dumped_rows)
+        self._checkpoints = {c.split.id: c for c in beginning.checkpoints}
+        self._kept = Kept(
+            format=str(self.config.format),
+            compress=self.config.compress,
+            chunked=sink.chunked,
+            fingerprint=dataset.fingerprint(self._stream.traversal),
+            resume_offset=self.config.resume_offset,
+            mark=sink.mark,
+            checkpoints=beginning.checkpoints,
+        )
+        self.stats.files = tuple(sink.paths())
+        await self._save()
+
+    async def _run_splits(self, sink: FileSink, dataset: Dataset) -> None:
+        """Reads the open splits, up to `max_parallel` side by side, in the order of the table."""
+        waiting = deque(c for c in self._checkpoints.values() if not c.done)
+        submitting = asyncio.Lock()
+
+        async def read() -> None:
+            while waiting:
+                await self._read_split(sink, dataset, waiting.popleft(), submitting)
+
+        counting = asyncio.create_task(self._count_total(dataset))
+        committing = asyncio.create_task(self._commit(sink))
+        readers = [asyncio.create_task(read()) for _ in range(min(self._stream.max_parallel, len(waiting)))]
+        try:
+            # The first error stops all: a reader's, or the disk's, which only the committing task sees.
+            pending: set[asyncio.Task[None]] = {committing, *readers}
+            while pending - {committing}:
+                done, pending = await asyncio.wait(pending, return_when=asyncio.FIRST_COMPLETED)
+                for task in done:
+                    task.result()
+            self._acks.put_nowait(_Signal.END)
+            await committing
+        finally:
+            tasks = {counting, committing, *readers}
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+
+    async def _read_split(
+        self, sink: FileSink, dataset: Dataset, checkpoint: Checkpoint, submitting: asyncio.Lock
+    ) -> None:
+        split, position = checkpoint.split, checkpoint.position
+        reader = await self._retried(lambda: self._source.reader(self._stream, dataset, split))
+        last = False
+        try:
+            while not last:
+                await self._going.wait()
+                after = position
+                page = await self._retried(lambda: reader.fetch(after, self.config.chunk_size))  # noqa: B023
+                chunk = await asyncio.to_thread(sink.prepare, page)
+                async with submitting:  # the order of the acknowledgements is that of the file
+                    await self._going.wait()
+                    self._acks.put_nowait(_Ack(split.id, page, chunk, await sink.submit(chunk)))
+                position, last = page.position, page.last
+        finally:
+            await reader.close()
+
+    async def _commit(self, sink: FileSink) -> None:
+        """Moves the checkpoints as chunks reach the disk, and saves the state after them."""
+        while True:
+            acks = [await self._acks.get()]
+            while not self._acks.empty():
+                acks.append(self._acks.get_nowait())
+            for ack in acks:
+                if isinstance(ack, _Ack):
+                    await ack.acked
+                    self._apply(ack)
+            self.stats.files = tuple(sink.paths())
+            await self._save()
+            self._report()
+            if _Signal.END in acks:
+                return
+
+    def _apply(self, ack: _Ack) -> None:
+        assert self._kept is not None
+        assert ack.chunk.mark is not None
+        before, page = self._checkpoints[ack.split], ack.page
+        self._checkpoints[ack.split] = replace(
+            before, position=page.position, rows=before.rows + page.rows, done=page.last, detail=page.detail
+        )
+        checkpoints = tuple(self._checkpoints.values())
+        self._kept = replace(self._kept, mark=ack.chunk.mark, checkpoints=checkpoints)
+        progress = self.progress
+        progress.dumped_rows += page.rows
+        progress.chunks_completed += 1 if page.rows else 0
+        progress.current_offset = current_offset(self.config, checkpoints, progress.dumped_rows)
+        self.stats.bytes_written += ack.chunk.bytes
+
+    async def _save(self) -> None:
+        progress, now = self.progress, utc_now()
+        progress.last_updated_at = now
+        saved = SavedDump(
+            table=self.config.table,
+            dumped_rows=progress.dumped_rows,
+            current_offset=progress.current_offset,
+            chunks_completed=progress.chunks_completed,
+            started_at=progress.started_at or now,
+            last_updated_at=now,
+            is_complete=self.stats.state == "complete",
+            exact=self._kept,
+        )
+        await uninterrupted(asyncio.to_thread(state_file.save, self.config, saved))
+
+    def _report(self) -> None:
+        if self._callback is not None:
+            self._callback(self.progress)
+
+    async def _count_total(self, dataset: Dataset) -> None:
+        """The total for people, beside the reading; a source that cannot tell costs nothing but the percentage."""
+        progress, left = self.progress, 0
+        try:
+            for checkpoint in list(self._checkpoints.values()):
+                part = await self._source.remaining(self._stream, dataset, checkpoint)
+                if part is None:
+                    return
+                left += part
+        except ProducerError as error:
+            log.debug("%s: the rows could not be counted: %s", self.config.table, error)
+            return
+        progress.total_rows = progress.rows_before + left
+
+    async def _retried(self, work: Callable[[], Awaitable[T]]) -> T:
+        """The result of `work`, repeated after failures that may pass: `max_retries` times, `retry_backoff` ** n
+        seconds apart, or as long as the other side asks."""
+        config = self.config
+        for attempt in itertools.count(1):
+            try:
+                async with asyncio.timeout(config.batch_timeout):
+                    return await work()
+            except TimeoutError:
+                error: TransientError = SourceUnavailableError(
+                    f"Request timeout: {config.table}: no answer in {config.batch_timeout:g} s",
+                    hint="raise batch_timeout, or lower chunk_size",
+                )
+            except TransientError as transient:
+                error = transient
+            if attempt > config.max_retries:
+                raise error
+            wait_s = max(config.retry_backoff**attempt, error.retry_after_s or 0.0)
+            log.warning("%s: %s; attempt %d of %d in %.2f s", config.table, error, attempt, config.max_retries, wait_s)
+            self.stats.retries += 1
+            await asyncio.sleep(wait_s)
+        raise AssertionError("unreachable: the loop ends by return or raise")
