@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -144,13 +145,14 @@ def key_query(
     row_values: bool,
 ) -> Query:
     """The rows with `lower` < key <= `upper`, in the order of the key."""
-    return _query(
+    query = _query(
         selection,
         selection.columns,
         _bounds(selection, lower, upper, mark=mark, row_values=row_values),
         _order_by(selection, mark) + ("" if limit is None else f" LIMIT {limit:d}"),
         _bound_params(selection, lower, upper),
     )
+    return dataclasses.replace(query, positioned=True)
 
 
 def offset_query(selection: Selection, skip: int, limit: int, *, mark: str, deferred: bool) -> Query:
@@ -193,7 +195,8 @@ def _order_by(selection: Selection, mark: str) -> str:
 
 
 def _list(columns: tuple[Column, ...]) -> str:
-    return ", ".join(column.select for column in columns)
+    guards = (column.guard for column in columns if column.guard)
+    return ", ".join([*(column.select for column in columns), *guards])
 
 
 def _bounds(

@@ -35,7 +35,7 @@ from producer.sources.sql import postgres_types
 from producer.sources.sql.arrow import Unreadable
 from producer.sources.sql.names import bind_named, split_name
 from producer.sources.sql.postgres_catalog import parameter_types, reflect
-from producer.sources.sql.scalars import key_scalar, last_key, shown_key
+from producer.sources.sql.scalars import key_scalar, last_key
 from producer.sources.sql.table import Query, Rows, Table
 from producer.sources.sql.threads import STOP_GRACE_S, in_thread
 
@@ -230,18 +230,25 @@ def _read(connection: Connection, sql: str) -> pa.Table:
 def _page(table: pa.Table, query: Query) -> Rows:
     """The driver's columns as the query's: one record batch of the declared types."""
     arrays = []
+    guards = iter(table.columns[len(query.columns) :])
     for i, column in enumerate(query.columns):
         chunks = table.column(i).chunks
         values = chunks[0] if len(chunks) == 1 else table.column(i).combine_chunks()
         if isinstance(values, pa.ChunkedArray):
             values = pa.concat_arrays(values.chunks) if values.num_chunks else pa.array([], values.type)
         try:
+            if column.guard:
+                postgres_types.check_dimensions(next(guards))
             arrays.append(postgres_types.convert(column, values))
         except Unreadable as error:
-            shown = table.rename_columns([c.name for c in query.columns])
-            raise error.error(column.name, shown_key(shown, query.key, error.row)) from None
+            raise error.error(column.name, _shown_key(table, query, error.row)) from None
     batch = pa.RecordBatch.from_arrays(arrays, schema=pa.schema([column.field for column in query.columns]))
-    return Rows(batch, last_key(batch, query.key))
+    return Rows(batch, last_key(batch, query.key) if query.positioned else None)
+
+
+def _shown_key(table: pa.Table, query: Query, row: int) -> str:
+    places = [next(i for i, column in enumerate(query.columns) if column.name == name) for name in query.key]
+    return ", ".join(str(table.column(i)[row]) for i in places)
 
 
 def _close(connection: Connection) -> None:

@@ -84,12 +84,14 @@ def column(name: str, info: TypeInfo, shown: str, *, nullable: bool, comment: st
     the stream's wish for numerics without precision."""
     ref = f"t.{quote(name)}"
     arrow, select, extra = _array(ref, info, decimal) if info.item else _scalar(ref, info, decimal)
+    guard = f"array_ndims({ref})" if pa.types.is_list(arrow) else ""
     metadata = {"sql_type": shown, **extra} | ({"comment": comment} if comment else {})
     return Column(
         name,
         pa.field(name, arrow, nullable=nullable, metadata=metadata),
         select,
         info.sql,
+        guard,
         refused=f"has the pseudo-type {info.sql}, which has no values to read" if info.kind == "p" else "",
         sortable=info.name not in _UNSORTABLE and info.item is None,
     )
@@ -120,8 +122,8 @@ def _scalar(ref: str, info: TypeInfo, decimal: str | None) -> tuple[pa.DataType,
 def _array(ref: str, info: TypeInfo, decimal: str | None) -> tuple[pa.DataType, str, dict[str, str]]:
     """An array of one dimension becomes a list; one declared with more its JSON text, as Avro has no such shape.
 
-    PostgreSQL does not hold a column to its declared dimensions, so `convert` cannot trust it: arrays of other
-    shapes are refused by the expression itself (a list read from them would be silently flat).
+    PostgreSQL does not hold a column to its declared dimensions, and the driver gives every array as one flat list: see
+    `check_dimensions`.
     """
     assert info.item is not None
     if info.dimensions > 1:
@@ -144,6 +146,13 @@ def _numeric(modifier: int, decimal: str | None) -> pa.DataType:
     if decimal is None or decimal.strip().lower() == "string":
         return pa.string()
     return configured_decimal(decimal)
+
+
+def check_dimensions(counts: pa.ChunkedArray) -> None:
+    """`Unreadable` where an array of a column declared with one dimension has more."""
+    if (pc.max(counts).as_py() or 0) > 1:
+        row = pc.index(pc.greater(counts, 1), True).as_py()
+        raise Unreadable(row, "an array of several dimensions, which the column does not declare")
 
 
 def convert(column: Column, values: pa.Array) -> pa.Array:

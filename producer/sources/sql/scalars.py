@@ -37,9 +37,3 @@ def last_key(batch: pa.RecordBatch, names: Sequence[str]) -> tuple[KeyScalar, ..
     if not batch.num_rows or not names:
         return None
     return tuple(key_scalar(batch.schema.field(name), batch.column(name)[batch.num_rows - 1]) for name in names)
-
-
-def shown_key(batch: Any, names: Sequence[str], row: int) -> str:
-    """The key of `row` for an error's text: ``7`` or ``(a, 7)``. `batch` has the columns by name."""
-    values = [str(batch.column(name)[row]) for name in names]
-    return values[0] if len(values) == 1 else "(" + ", ".join(values) + ")"

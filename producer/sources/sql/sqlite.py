@@ -94,7 +94,11 @@ class SqliteSession:
         return await self.run(lambda connection: self._page(connection, query))
 
     async def keys(self, query: Query) -> list[tuple[KeyScalar, ...]]:
-        return await self.run(lambda connection: connection.execute(query.sql, _values(query)).fetchall())
+        def work(connection: sqlite3.Connection) -> list[tuple[KeyScalar, ...]]:
+            rows = connection.execute(query.sql, _values(query)).fetchall()
+            return [row[: len(query.columns)] for row in rows]  # without the guards
+
+        return await self.run(work)
 
     async def estimate(self, query: Query) -> tuple[int, int] | None:
         """Counted, which takes 30 ms a million rows; the bytes are those of the whole file, shared out."""
@@ -139,12 +143,11 @@ class SqliteSession:
     def _page(self, connection: sqlite3.Connection, query: Query) -> Rows:
         table = self._read(query)
         names = [column.name for column in query.columns]
-        found = table.num_columns - len(names)
-        dynamic = iter(range(len(names), len(names) + found))
+        guards = iter(table.columns[len(names) :])
         stored: list[tuple[Any, ...]] | None = None
         arrays: list[pa.Array] = []
         for i, column in enumerate(query.columns):
-            kinds = _whole(table.column(next(dynamic))) if sqlite_types.is_dynamic(column) else None
+            kinds = _whole(next(guards)) if column.guard else None
             values = sqlite_types.fast(column, _whole(table.column(i)), kinds)
             if values is None:
                 if stored is None:
@@ -162,7 +165,7 @@ class SqliteSession:
         self, connection: sqlite3.Connection, query: Query, table: pa.Table, stored: list[tuple[Any, ...]] | None
     ) -> tuple[KeyScalar, ...] | None:
         """The key of the last row as it is stored, for that is what comparisons see."""
-        if not table.num_rows or not query.key:
+        if not table.num_rows or not query.positioned:
             return None
         places = [next(i for i, column in enumerate(query.columns) if column.name == name) for name in query.key]
         if stored is not None:
@@ -170,15 +173,11 @@ class SqliteSession:
         return tuple(table.column(i)[table.num_rows - 1].as_py() for i in places)
 
     def _read(self, query: Query) -> pa.Table:
-        """The page as ADBC sees it, with the storage classes of dynamic columns after the query's own columns."""
+        """The page as ADBC sees it."""
         if self._arrow is None:
             self._arrow = adbc.connect(_uri(self._path))
         names = list(query.params)
         sql = bind_named(query.sql, lambda name: f"?{names.index(name) + 1}")
-        kinds = [f"typeof({column.select})" for column in query.columns if sqlite_types.is_dynamic(column)]
-        if kinds:
-            listed = ", ".join(column.select for column in query.columns)
-            sql = sql.replace(listed, listed + ", " + ", ".join(kinds), 1)
         values = tuple(_plain_value(value) for value in query.params.values())
         # One batch: the driver derives the types from a page's first batch.
         with self._arrow.cursor(adbc_stmt_kwargs={"adbc.sqlite.query.batch_rows": "1000000"}) as cursor:

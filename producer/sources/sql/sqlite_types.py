@@ -55,9 +55,10 @@ def column(name: str, declared: str, *, nullable: bool, wish: str | None) -> Col
     """The column `name` declared as `declared`; `wish` is the stream's ``decimal`` for one without precision."""
     arrow, logical = arrow_type(declared, wish)
     metadata = {"sql_type": declared or "ANY"} | ({"avro.logical": logical} if logical else {})
-    return Column(
-        name, pa.field(name, arrow, nullable=nullable, metadata=metadata), f"t.{quote(name)}", declared.upper()
-    )
+    select = f"t.{quote(name)}"
+    field = pa.field(name, arrow, nullable=nullable, metadata=metadata)
+    guard = f"typeof({select})" if _is_dynamic(arrow, declared.upper(), logical) else ""
+    return Column(name, field, select, declared.upper(), guard)
 
 
 def arrow_type(declared: str, wish: str | None) -> tuple[pa.DataType, str]:
@@ -92,11 +93,10 @@ def _decimal(text: str, wish: str | None) -> pa.DataType:
     return pa.string() if wish is None or wish.lower() == "string" else configured_decimal(wish)
 
 
-def is_dynamic(column: Column) -> bool:
+def _is_dynamic(arrow: pa.DataType, declared: str, logical: str) -> bool:
     """Whether the driver's Arrow type cannot tell what kinds of values a page holds (it merges them into one)."""
-    arrow = column.field.type
-    text_affinity = any(part in column.sql_type for part in ("CHAR", "CLOB", "TEXT"))
-    return pa.types.is_binary(arrow) or (pa.types.is_string(arrow) and not text_affinity and _logical(column) != "uuid")
+    text_affinity = any(part in declared for part in ("CHAR", "CLOB", "TEXT"))
+    return pa.types.is_binary(arrow) or (pa.types.is_string(arrow) and not text_affinity and logical != "uuid")
 
 
 def _logical(column: Column) -> str:

@@ -19,6 +19,7 @@ class Column:
     """One column: `field` as it stands in pages, `select` the SQL expression that yields it from the table under the
     alias ``t``, `sql_type` for casts.
 
+    `guard` is an expression whose values the dialect checks beside the column's own; it is selected after all columns.
     `refused` says why the column cannot be read at all ('' where it can); it matters only when it is selected.
     """
 
@@ -26,6 +27,7 @@ class Column:
     field: pa.Field
     select: str
     sql_type: str
+    guard: str = ""
     refused: str = ""
     sortable: bool = True
 
@@ -51,10 +53,10 @@ class Table:
 
 @dataclass(frozen=True, slots=True)
 class Query:
-    """A SELECT whose result has `columns`; ``:name`` in `sql` stands for ``params[name]``.
+    """A SELECT whose result has `columns` and after them their guards; ``:name`` in `sql` stands for ``params[name]``.
 
-    `types` gives the SQL type of a parameter where a dialect needs it. `key` are the columns whose values in the last
-    row become the position.
+    `types` gives the SQL type of a parameter where a dialect needs it. `key` names the columns that tell rows apart,
+    for errors; with `positioned` their values in the last row are wanted, for the position.
     """
 
     sql: str
@@ -62,11 +64,12 @@ class Query:
     params: Params = field(default_factory=dict)
     types: Mapping[str, str] = field(default_factory=dict)
     key: tuple[str, ...] = ()
+    positioned: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class Rows:
-    """A query's result, and the key of its last row as the database compares it (None for no rows or no key)."""
+    """A query's result, and the key of its last row as the database compares it (None: no rows, or not wanted)."""
 
     batch: pa.RecordBatch
     last_key: tuple[KeyScalar, ...] | None
