@@ -124,6 +124,7 @@ async def _records(options: Mapping[str, Any], topic: str, partition: int) -> An
     consumer = AIOKafkaConsumer(
         **options,
         enable_auto_commit=False,
+        auto_offset_reset="earliest",
         isolation_level="read_committed",
         check_crcs=False,
         max_partition_fetch_bytes=4 * 2**20,
@@ -133,7 +134,6 @@ async def _records(options: Mapping[str, Any], topic: str, partition: int) -> An
     try:
         consumer.assign([where])
         end = (await consumer.end_offsets([where]))[where]
-        await consumer.seek_to_beginning(where)
         deadline = time.monotonic() + _FETCH_TIMEOUT_S
         while await consumer.position(where) < end:  # markers of transactions count too
             found = await consumer.getmany(where, timeout_ms=_POLL_MS, max_records=_BATCH_RECORDS)
