@@ -1,0 +1,228 @@
+"""Owns the Telegram source: a chat as a data set, its splits, its readers, and what updates tell."""
+
+from __future__ import annotations
+
+import datetime as dt
+import itertools
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import pyarrow as pa
+from telethon import types
+
+from producer.config import StreamConfig
+from producer.errors import ConfigError
+from producer.model import Checkpoint, Dataset, KeyPosition, Split
+from producer.ratelimit import RateLimiter, TokenBucket
+from producer.sources.telegram import history, record
+from producer.sources.telegram.account import Account
+from producer.sources.telegram.chats import Chat, Chats, marked_id
+from producer.sources.telegram.config import TelegramConfig, chat_filter
+from producer.sources.telegram.media import Downloads
+from producer.sources.telegram.reader import ChatReader, News, place_of
+
+MIN_SPLIT_MESSAGES = 20_000  #: smaller pieces gain nothing: requests wait for one another at the rate limiter
+
+
+class TelegramSource:
+    """See `producer.protocols.Source`. All streams of one account share its connection and its rate limiter.
+
+    ``on_wait`` is told the seconds of every wait for the rate limit (`producer_rate_limit_wait_seconds_total`),
+    ``on_retry`` the reason of every request that is asked again (`producer_retries_total`), ``on_news`` the stream
+    whose chat an update told of, so that it is read at once. ``bucket`` is a limit shared with other processes.
+    """
+
+    def __init__(
+        self,
+        config: TelegramConfig,
+        *,
+        bucket: TokenBucket | None = None,
+        on_wait: Callable[[float], None] = lambda seconds: None,
+        on_retry: Callable[[str], None] = lambda reason: None,
+        on_news: Callable[[str], None] = lambda stream: None,
+    ) -> None:
+        self._config = config
+        self.limiter = RateLimiter(
+            min_delay_s=config.min_delay_s,
+            max_delay_s=config.max_delay_s,
+            burst=config.burst,
+            adaptive=config.adaptive,
+            bucket=bucket,
+            on_wait=on_wait,
+        )
+        self.account = Account(
+            api_id=config.api_id,
+            api_hash=config.api_hash.get_secret_value(),
+            session=config.session.get_secret_value(),
+            limiter=self.limiter,
+            request_timeout_s=config.request_timeout_s,
+            takeout=config.takeout,
+            listener=self._heard if config.updates else None,
+            on_retry=on_retry,
+        )
+        self.chats = Chats(self.account)
+        self._on_news = on_news
+        self._successions: dict[str, tuple[Chat, ...]] = {}
+        self._readers: dict[tuple[str, str], ChatReader] = {}
+
+    async def start(self) -> None:
+        """Connects and proves the session. Idempotent."""
+        await self.account.start()
+
+    async def close(self) -> None:
+        """Closes the connection."""
+        self._readers.clear()
+        await self.account.close()
+
+    async def describe(self, stream: StreamConfig) -> Dataset:
+        """The chat's data set. ConfigError for an unknown chat and for what a chat cannot do (OFFSET, a key)."""
+        at = f"streams.{stream.name}"
+        if stream.chat is None:
+            raise ConfigError(f"{at}.chat is missing", hint="@name, a t.me link, a numeric id, or id:access_hash")
+        if stream.traversal != "ID_RANGE":
+            raise ConfigError(
+                f"{at}.traversal: a chat has no {stream.traversal}", hint="ID_RANGE: message ids only rise"
+            )
+        if stream.mode == "timestamp":
+            raise ConfigError(f"{at}.mode: a chat has no timestamp mode", hint="snapshot, tail or snapshot_then_tail")
+        if stream.key is not None and tuple(stream.key) != record.KEY:
+            raise ConfigError(f"{at}.key: a message's key is {', '.join(record.KEY)}", hint="leave key out")
+        if stream.order_by is not None:
+            raise ConfigError(f"{at}.order_by: messages come in the order of their ids", hint="leave order_by out")
+        filters = chat_filter(stream.where, stream.name)
+        if filters.end_date is not None and stream.mode != "snapshot":
+            raise ConfigError(f"{at}.where.end_date: a tail has no end", hint="mode: snapshot")
+        names = selected_fields(stream)
+        chat = await self.chats.resolve(stream.chat)
+        succession = await self.chats.succession(chat)
+        self._successions[stream.name] = succession
+        count = sum([(await history.top(self.account, c))[1] for c in succession])
+        start, end = filters.bounds
+        return Dataset(
+            name=stream.name,
+            schema=pa.schema([record.SCHEMA.field(n) for n in names]),
+            key=record.KEY,
+            order=record.KEY,
+            identity={"chat": chat.marked_id, "fields": list(names), "start": str(start), "end": str(end)},
+            rows_estimate=count,
+            row_bytes_estimate=400,
+            namespace=record.NAMESPACE,
+            comment=f"{chat.kind} {chat.title}",
+            value_schema=record.avro_schema(names),
+            key_schema=record.avro_schema(record.KEY, record="MessageKey"),
+        )
+
+    async def plan(self, stream: StreamConfig, dataset: Dataset) -> Sequence[Split]:
+        """What the chat was before its migration as one split, the chat itself as up to ``max_parallel`` of equal
+        numbers of messages; the last one is open for a tail. A plain tail begins after the newest message."""
+        *former, chat = await self._succession(stream)
+        start, end = chat_filter(stream.where, stream.name).bounds
+        splits: list[Split] = []
+        if stream.mode != "tail":
+            for old in former:
+                low = await history.id_before(self.account, old, start) if start else 0
+                top = (await history.top(self.account, old))[0]
+                if low < top:
+                    splits.append(Split(f"chat{old.marked_id}", _at(old, low), _at(old, top)))
+        top, count = await history.top(self.account, chat)
+        if stream.mode == "tail":
+            return [Split("tail", _at(chat, top), None)]
+        low = await history.id_before(self.account, chat, start) if start else 0
+        high = min(top, await history.id_before(self.account, chat, _just_after(end))) if end else top
+        high = max(low, high)
+        edges = [low, *await self._edges(chat, low, high, count, stream.max_parallel), high]
+        for number, (lower, upper) in enumerate(itertools.pairwise(edges)):
+            is_open = stream.mode == "snapshot_then_tail" and upper == high
+            splits.append(Split(f"{number}", _at(chat, lower), None if is_open else _at(chat, upper)))
+        return splits
+
+    async def _edges(self, chat: Chat, low: int, high: int, count: int, most: int) -> list[int]:
+        """Ids that part (low, high] into pieces of about equal numbers of messages, by asking for the rows there."""
+        pieces = min(most, count // MIN_SPLIT_MESSAGES)
+        found = [
+            await history.id_at_row(self.account, chat, math.floor(count * (pieces - n) / pieces))
+            for n in range(1, pieces)
+        ]
+        return sorted({i for i in found if low < i < high})
+
+    async def reader(self, stream: StreamConfig, dataset: Dataset, split: Split) -> ChatReader:
+        """A reader of one split; its requests take turns with those of all other readers of the account."""
+        downloads = Downloads(self.account, self._config) if Downloads.wanted(self._config) else None
+        reader = ChatReader(
+            self.account,
+            self.chats,
+            split,
+            await self._succession(stream),
+            dataset.schema,
+            bounds=chat_filter(stream.where, stream.name).bounds,
+            edit_window=self._config.edit_window,
+            enrich=downloads.enrich if downloads else None,
+        )
+        self._readers[stream.name, split.id] = reader
+        return reader
+
+    async def remaining(self, stream: StreamConfig, dataset: Dataset, checkpoint: Checkpoint) -> int | None:
+        """About how many messages are to come: the ids that are left, times how many of the chat's ids are taken."""
+        reader = self._readers.get((stream.name, checkpoint.split.id))
+        place = place_of(checkpoint.position) or place_of(checkpoint.split.lower)
+        upper = place_of(checkpoint.split.upper)
+        if reader is None or place is None or not reader.count:
+            return None
+        top = upper[1] if upper is not None else reader.top
+        return max(0, round((top - place[1]) * min(1.0, reader.count / max(reader.top, top, 1))))
+
+    async def _succession(self, stream: StreamConfig) -> tuple[Chat, ...]:
+        if stream.name not in self._successions:
+            assert stream.chat is not None
+            chat = await self.chats.resolve(stream.chat)
+            self._successions[stream.name] = await self.chats.succession(chat)
+        return self._successions[stream.name]
+
+    # --- updates: what is new is only a reason to look; edits and deletions are handed to the chat's open reader ---
+
+    def _heard(self, update: Any) -> None:
+        match update:
+            case types.UpdateNewMessage() | types.UpdateNewChannelMessage():
+                self._tell(marked_id(update.message.peer_id))
+            case types.UpdateEditMessage() | types.UpdateEditChannelMessage():
+                entities = getattr(update, "_entities", {})
+                edited = {update.message.id: (update.message, entities)}
+                self._tell(marked_id(update.message.peer_id), edited=edited)
+            case types.UpdateDeleteChannelMessages():
+                self._tell(marked_id(update), deleted=update.messages)
+            case types.UpdateDeleteMessages():
+                # without the chat: only readers that remember having read the id can tell that it is theirs
+                for reader in list(self._readers.values()):
+                    for chat_id in {c.marked_id for c in reader.succession if c.kind in ("group", "user")}:
+                        self._tell(chat_id, deleted=[i for i in update.messages if reader.remembers(i)])
+
+    def _tell(self, chat_id: int | None, *, edited: dict[int, Any] | None = None, deleted: Sequence[int] = ()) -> None:
+        for (stream, _), reader in self._readers.items():
+            if chat_id is not None and reader.follows(chat_id):
+                news = reader.news.setdefault(chat_id, News())
+                news.edited.update(edited or {})
+                news.deleted.update(deleted)
+                self._on_news(stream)
+
+
+def selected_fields(stream: StreamConfig) -> tuple[str, ...]:
+    """The record's fields that the stream wants; the key is always there. ConfigError for an unknown name."""
+    for option, wanted in (("columns", stream.columns or ()), ("exclude", stream.exclude)):
+        for name in wanted:
+            if name not in record.SCHEMA.names:
+                raise ConfigError(
+                    f"streams.{stream.name}.{option}: a message has no field {name!r}",
+                    hint=f"its fields are {', '.join(record.SCHEMA.names)}",
+                )
+    chosen = stream.columns or record.SCHEMA.names
+    return tuple(n for n in record.SCHEMA.names if n in record.KEY or (n in chosen and n not in stream.exclude))
+
+
+def _at(chat: Chat, message_id: int) -> KeyPosition:
+    return KeyPosition((chat.marked_id, message_id))
+
+
+def _just_after(date: dt.datetime) -> dt.datetime:
+    """Telegram's dates are whole seconds, and it asks for "sent before"."""
+    return date.replace(microsecond=0) + dt.timedelta(seconds=1)
