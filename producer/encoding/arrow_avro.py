@@ -15,16 +15,12 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
+from producer.encoding import native
 from producer.encoding.columns import ColumnFault, encode_columns, join
 from producer.encoding.columns import constant as constant_column
 from producer.encoding.plan import AvroType, Names, Node, NotCovered, Op, Plan, compile_plan, source_column
 from producer.encoding.rows import encode_rows
 from producer.errors import EncodeError, SchemaIncompatibleError
-
-try:
-    from producer.encoding import _kernel
-except ImportError:  # the extension is optional
-    _kernel = None  # type: ignore[assignment]
 
 Kernel = Literal["auto", "c", "numpy", "fastavro"]
 
@@ -58,6 +54,7 @@ class AvroEncoder:
     def __init__(
         self, avro_schema: AvroType, arrow_schema: pa.Schema, *, prefix: bytes = b"", kernel: Kernel = "auto"
     ) -> None:
+        self.avro_schema = avro_schema
         self.arrow_schema = arrow_schema
         self.prefix = prefix
         self.names = Names(avro_schema)
@@ -67,7 +64,7 @@ class AvroEncoder:
         if kernel == "fastavro":
             self.kernel: Kernel = "fastavro"
             return
-        if kernel == "c" and _kernel is None:
+        if kernel == "c" and native.kernel is None:
             raise SchemaIncompatibleError("the C kernel is not built")
         try:
             self.plan = compile_plan(avro_schema, arrow_schema)
@@ -77,9 +74,9 @@ class AvroEncoder:
             self.kernel = "fastavro"
             return
         self.nodes: tuple[Node, ...] = tuple(self.plan.root.walk())
-        self.kernel = "numpy" if kernel == "numpy" or _kernel is None else "c"
+        self.kernel = "numpy" if kernel == "numpy" or native.kernel is None else "c"
         if self.kernel == "c":
-            self.program = _kernel.program(*self.plan.words())
+            self.program = native.kernel.program(*self.plan.words())
 
     def encode(self, batch: pa.RecordBatch) -> EncodedColumn:
         """All rows of `batch`; EncodeError names the field and the row of the first value that has no form."""
@@ -94,7 +91,7 @@ class AvroEncoder:
             self.refuse(fault.node, fault.row, fault.reason)
         if self.prefix:
             values = join([constant_column(self.prefix, batch.num_rows), values], batch.num_rows)
-        return EncodedColumn(memoryview(np.ascontiguousarray(values.data)), values.offsets)
+        return EncodedColumn(memoryview(values.data.data), values.offsets)
 
     def canonical(self, batch: pa.RecordBatch) -> pa.RecordBatch:
         """The columns that the plan reads, cast to the types that it reads them in (most are so already)."""
@@ -133,8 +130,8 @@ class AvroEncoder:
         _, array = batch.__arrow_c_array__()
         hint = int(self._bytes_a_row * batch.num_rows * 1.1)
         try:
-            data = _kernel.encode(self.program, array, batch.num_rows, self.prefix, offsets, hint)
-        except _kernel.Failure as failure:
+            data = native.kernel.encode(self.program, array, batch.num_rows, self.prefix, offsets, hint)
+        except native.kernel.Failure as failure:
             code, node, row, _, _ = failure.args
             self.refuse(self.nodes[node], row, FAILURES[code])
         if batch.num_rows:

@@ -5,10 +5,7 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
-try:
-    from producer.encoding import _kernel
-except ImportError:  # the extension is optional
-    _kernel = None  # type: ignore[assignment]
+from producer.encoding import native
 
 _M = np.uint32(0x5BD1E995)
 
@@ -17,9 +14,9 @@ def murmur2(
     data: bytes | memoryview, offsets: npt.NDArray[np.int64], *, compiled: bool = True
 ) -> npt.NDArray[np.int32]:
     """The hash of each slice ``data[offsets[i]:offsets[i + 1]]``, as ``Utils.murmur2`` of Kafka's Java client."""
-    if compiled and _kernel is not None:
+    if compiled and native.kernel is not None:
         hashes = np.empty(len(offsets) - 1, dtype=np.int32)
-        _kernel.murmur2(data, offsets, hashes)
+        native.kernel.murmur2(data, offsets, hashes)
         return hashes
     flat = np.frombuffer(data, dtype=np.uint8)
     starts, sizes = offsets[:-1], np.diff(offsets)
@@ -45,8 +42,8 @@ def _little(flat: npt.NDArray[np.uint8], places: npt.NDArray[np.int64], count: i
 
 def crc32c(data: bytes | bytearray | memoryview, value: int = 0) -> int:
     """CRC-32C (Castagnoli) of `data`, going on from `value`."""
-    if _kernel is not None:
-        return int(_kernel.crc32c(data, value))
+    if native.kernel is not None:
+        return int(native.kernel.crc32c(data, value))
     from aiokafka.record.util import calc_crc32c  # its own C or Python form
 
     if value:

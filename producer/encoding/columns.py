@@ -21,7 +21,7 @@ Bytes = npt.NDArray[np.uint8]
 Ints = npt.NDArray[np.int64]
 
 
-class ColumnFault(Exception):  # noqa: N818 - the kernel's Failure in another coat
+class ColumnFault(Exception):
     """A value cannot be written: which node, which row of its array, what is wrong."""
 
     def __init__(self, node: Node, row: int, reason: str) -> None:
@@ -334,7 +334,7 @@ def _decimals(node: Node, array: pa.Array) -> Ragged:
 def _negated(big: npt.NDArray[np.uint8], negative: npt.NDArray[np.bool_]) -> npt.NDArray[np.uint8]:
     """The magnitudes of big-endian two's complement numbers."""
     out = big.copy()
-    carry = negative.astype(np.uint16)
+    carry: npt.NDArray[Any] = negative.astype(np.uint16)
     for k in range(big.shape[1] - 1, -1, -1):
         flipped = np.where(negative, ~big[:, k], big[:, k]).astype(np.uint16) + carry
         out[:, k] = flipped.astype(np.uint8)

@@ -15,7 +15,8 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from producer.encoding.arrow_avro import FAILURES, AvroEncoder, EncodedColumn, _kernel
+from producer.encoding import native
+from producer.encoding.arrow_avro import FAILURES, AvroEncoder, EncodedColumn
 from producer.encoding.checksums import murmur2
 from producer.encoding.columns import Ragged, constant, gather, join, varints
 from producer.errors import EncodeError, RecordTooLargeError
@@ -39,7 +40,10 @@ class RecordBlock:
 
 @dataclass(frozen=True, slots=True)
 class EncodedPage:
-    """A page's keys and values, each behind its prefix, and each row's partition; None: all keys or values are null."""
+    """A page's keys and values, each behind its prefix, and each row's partition.
+
+    None in the place of keys or values: all of them are null.
+    """
 
     keys: EncodedColumn | None
     values: EncodedColumn | None
@@ -61,6 +65,7 @@ class RecordEncoder:
         self.value = value
         self.stream = stream
         self._bytes_a_row = 128.0
+        self._tombstone_key = key
 
     def encode(
         self,
@@ -74,8 +79,8 @@ class RecordEncoder:
     ) -> list[RecordBlock]:
         """The page's records in blocks of at most `max_block_bytes` (records alone, see `BATCH_HEADER_BYTES`).
 
-        Ordered by partition; the blocks of one partition are in the order of the rows. Every record gets the same `headers`. Without a key
-        encoder all go to `partition`.
+        Ordered by partition; the blocks of one partition are in the order of the rows. Every record gets the same
+        `headers`. Without a key encoder all go to `partition`.
         """
         framing = _Framing(partitions, partition, encode_headers(headers), max_block_bytes, timestamp_ms)
         return self._encode(self.key, self.value, batch, framing)
@@ -88,15 +93,14 @@ class RecordEncoder:
         max_block_bytes: int,
         timestamp_ms: int,
         headers: Sequence[tuple[str, bytes]] = (),
-        encoder: AvroEncoder | None = None,
     ) -> list[RecordBlock]:
-        """Records with a null value for the keys in `key_batch`.
-
-        `encoder` is that of the key over `key_batch`'s columns, where they are not those of the page.
-        """
-        key = encoder or self.key
-        if key is None:
+        """Records with a null value for the keys in `key_batch`, which needs the key's columns only."""
+        if self.key is None:
             raise EncodeError("a tombstone needs a key", stream=self.stream)
+        key = self._tombstone_key
+        if key is None or not key.arrow_schema.equals(key_batch.schema):
+            key = AvroEncoder(self.key.avro_schema, key_batch.schema, prefix=self.key.prefix, kernel=self.key.kernel)
+            self._tombstone_key = key
         framing = _Framing(partitions, 0, encode_headers(headers), max_block_bytes, timestamp_ms)
         return self._encode(key, None, key_batch, framing)
 
@@ -122,7 +126,7 @@ class RecordEncoder:
         value_array = value.canonical(batch).__arrow_c_array__()[1] if value else None
         hint = int(self._bytes_a_row * batch.num_rows / framing.partitions * 1.1) + 256
         try:
-            blocks = _kernel.frame(
+            blocks = native.kernel.frame(
                 key.program if key else None,
                 key_array,
                 value.program if value else None,
@@ -136,7 +140,7 @@ class RecordEncoder:
                 framing.max_block_bytes,
                 hint,
             )
-        except _kernel.Failure as failure:
+        except native.kernel.Failure as failure:
             code, node, row, size, in_key = failure.args
             if FAILURES[code] == "large":
                 self._too_large(batch, row, size, framing.max_block_bytes)
@@ -196,7 +200,7 @@ class RecordEncoder:
                 bodies = join([constant(b"\0\0", count), deltas, gather(rest, chosen)], count)
                 block = join([varints(bodies.sizes), bodies], count)
                 start += count
-                blocks.append((int(number), count, memoryview(block.data)))
+                blocks.append((int(number), count, block.data.data))
         return blocks
 
     def _too_large(self, batch: pa.RecordBatch, row: int, size: int, limit: int) -> NoReturn:

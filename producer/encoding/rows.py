@@ -5,8 +5,9 @@ from __future__ import annotations
 import datetime as dt
 import decimal
 import io
+import itertools
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import fastavro
@@ -51,27 +52,23 @@ def _values(names: Names, avro: AvroType, array: pa.Array) -> list[Any]:
     if pa.types.is_timestamp(t):
         return _timestamps(array, local=logical.startswith("local") or (kind == "null" and t.tz is None))
     if pa.types.is_time(t):
-        return array.cast(pa.time64("us"), safe=False).to_pylist()
+        return list(array.cast(pa.time64("us"), safe=False).to_pylist())
     if pa.types.is_duration(t):
-        return array.cast(pa.duration("us"), safe=False).cast(pa.int64()).to_pylist()
-    values = array.to_pylist()
+        return list(array.cast(pa.duration("us"), safe=False).cast(pa.int64()).to_pylist())
+    if pa.types.is_struct(t):
+        return _structs(names, properties.get("fields", ()), array)
+    if pa.types.is_map(t):
+        return _maps(names, properties.get("values", "null"), array)
+    if pa.types.is_nested(t):
+        return _lists(names, properties.get("items", "null"), array)
+    values: list[Any] = array.to_pylist()
     match kind:
-        case "record":
-            return [None if value is None else _struct(names, properties, t, value) for value in values]
-        case "array" if pa.types.is_nested(t):
-            return [
-                None if v is None else _values(names, properties["items"], pa.array(v, t.value_type)) for v in values
-            ]
-        case "map" if pa.types.is_map(t):
-            return [None if v is None else _map(names, properties, t, v) for v in values]
         case "string" if logical == "uuid" and pa.types.is_fixed_size_binary(t):
             return [None if v is None else str(uuid.UUID(bytes=v)) for v in values]
         case "string" | "enum" if pa.types.is_binary(t) or pa.types.is_large_binary(t):
             return [None if v is None else v.decode() for v in values]
         case "bytes" | "fixed" if logical == "decimal" and pa.types.is_integer(t):
             return [None if v is None else decimal.Decimal(v) for v in values]
-    if pa.types.is_map(t):
-        return [None if v is None else dict(v) for v in values]
     return values
 
 
@@ -82,17 +79,32 @@ def _timestamps(array: pa.Array, *, local: bool) -> list[Any]:
     return [value if value is None or local else value.astimezone(dt.UTC) for value in micros.to_pylist()]
 
 
-def _struct(names: Names, record: Mapping[str, Any], arrow: pa.StructType, value: dict[str, Any]) -> dict[str, Any]:
-    by_name = {arrow.field(i).name: i for i in range(arrow.num_fields)}
-    out = {}
-    for field in record["fields"]:
+def _structs(names: Names, fields: Sequence[Mapping[str, Any]], array: pa.Array) -> list[Any]:
+    """Dicts by Avro field; by the struct's own names where the schema is a union that leaves the choice open."""
+    by_name = {array.type.field(i).name: i for i in range(array.type.num_fields)}
+    wanted = fields or [{"name": name, "type": "null"} for name in by_name]
+    columns = {}
+    for field in wanted:
         index = source_column(field, by_name)
         if index is not None:
-            child = arrow.field(index)
-            out[field["name"]] = _values(names, field["type"], pa.array([value[child.name]], child.type))[0]
-    return out
+            columns[field["name"]] = _values(names, field["type"], pc.struct_field(array, [index]))
+    return [
+        {name: column[row] for name, column in columns.items()} if valid else None
+        for row, valid in enumerate(array.is_valid().to_pylist())
+    ]
 
 
-def _map(names: Names, avro: Mapping[str, Any], arrow: pa.MapType, pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    values = _values(names, avro["values"], pa.array([value for _, value in pairs], arrow.item_type))
-    return dict(zip((key for key, _ in pairs), values, strict=True))
+def _maps(names: Names, avro: AvroType, array: pa.Array) -> list[Any]:
+    keys = _values(names, "string", array.keys)
+    values = _values(names, avro, array.items)
+    starts = array.offsets.to_pylist()
+    return [
+        dict(zip(keys[start:end], values[start:end], strict=True)) if valid else None
+        for start, end, valid in zip(starts, starts[1:], array.is_valid().to_pylist(), strict=False)
+    ]
+
+
+def _lists(names: Names, avro: AvroType, array: pa.Array) -> list[Any]:
+    items = iter(_values(names, avro, array.flatten()))
+    sizes = pc.list_value_length(array).to_pylist()
+    return [None if size is None else list(itertools.islice(items, size)) for size in sizes]

@@ -32,12 +32,14 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterable, Mapping
+from difflib import get_close_matches
 from typing import Any
 
 import fastavro
 import fastavro.schema
 import pyarrow as pa
 
+from producer.encoding.plan import Names, NotCovered, check_type, kind_of, source_column
 from producer.errors import SchemaIncompatibleError
 from producer.model import Dataset
 
@@ -80,6 +82,88 @@ def crc64_fingerprint(schema: Any) -> bytes:
 def sha256_fingerprint(schema: Any) -> str:
     """SHA-256 over the canonical form, in hex."""
     return str(fastavro.schema.fingerprint(canonical_form(schema), "sha256"))
+
+
+# --- a schema given by the user -------------------------------------------------------------------------------------
+
+
+def check_schema(avsc: Any, dataset: Dataset) -> None:
+    """SchemaIncompatibleError, naming each field that is wrong, unless every row of the table can be written as `avsc`.
+
+    A field takes its values from the column that its property ``column`` names, or its name, or an alias; without one
+    it needs a default. Integers may be narrowed and items of arrays may turn out null: those are checked row by row.
+    """
+    try:
+        names = Names(avsc)
+    except (
+        fastavro.schema.SchemaParseException,
+        fastavro.schema.UnknownType,
+        KeyError,
+        TypeError,
+        ValueError,
+    ) as error:
+        raise SchemaIncompatibleError(f"{dataset.name}: the schema is not valid Avro: {error}") from None
+    record = names.resolve(names.schema)
+    if kind_of(record)[0] != "record":
+        raise SchemaIncompatibleError(f"{dataset.name}: the schema must be a record, not {kind_of(record)[0]}")
+    by_name = {name: index for index, name in enumerate(dataset.schema.names)}
+    problems = []
+    for field in record["fields"]:
+        index = source_column(field, by_name)
+        if index is not None:
+            problem = _field_problem(names, field, dataset.schema.field(index))
+        elif "default" not in field:
+            near = get_close_matches(field["name"], by_name, 1)
+            problem = "there is no column for it and it has no default" + (f" (is it {near[0]!r}?)" if near else "")
+        else:
+            problem = ""
+        if problem:
+            problems.append(f"field {field['name']}: {problem}")
+    if problems:
+        raise SchemaIncompatibleError(
+            f"{dataset.name}: the schema does not fit the table: {'; '.join(problems)}",
+            hint="`producer schema show` prints the schema that fits",
+        )
+
+
+def _field_problem(names: Names, field: Mapping[str, Any], column: pa.Field) -> str:
+    """What is wrong with taking `field` from `column`; '' where nothing is."""
+    avro = names.resolve(field["type"])
+    branches = [names.resolve(branch) for branch in avro] if isinstance(avro, list) else [avro]
+    if column.nullable and "null" not in branches:
+        return f"column {column.name} may be null, the field may not (use a union with null, or declare it NOT NULL)"
+    values = [branch for branch in branches if branch != "null"] or ["null"]
+    problems = [_type_problem(names, branch, column) for branch in values]
+    return "" if "" in problems else problems[0]
+
+
+def _type_problem(names: Names, avro: Any, column: pa.Field) -> str:
+    kind, logical, properties = kind_of(avro)
+    arrow = column.type
+    if kind == "enum" and (known := _metadata(column, "avro.enum")):
+        unknown = sorted(set(json.loads(known)) - set(properties["symbols"]))
+        if unknown:
+            return f"the enum lacks the symbols {', '.join(unknown)}"
+    if logical == "decimal" and (room := _digits(arrow)) is not None:
+        scale = properties.get("scale", 0)
+        if scale < room[1] or properties["precision"] - scale < room[0] - room[1]:
+            return f"column {column.name} is decimal({room[0]}, {room[1]}), more than the field holds"
+    if logical.startswith("local-timestamp") and pa.types.is_timestamp(arrow) and arrow.tz:
+        return f"column {column.name} is an instant (with time zone), {logical} is not"
+    try:
+        check_type(names, avro, arrow)
+    except NotCovered:
+        return f"column {column.name} of type {arrow} has no form as {logical or kind}"
+    return ""
+
+
+def _digits(arrow: pa.DataType) -> tuple[int, int] | None:
+    """(precision, scale) that every value of the type fits."""
+    if pa.types.is_decimal(arrow):
+        return arrow.precision, arrow.scale
+    if pa.types.is_integer(arrow):
+        return {8: 3, 16: 5, 32: 10, 64: 20 if pa.types.is_uint64(arrow) else 19}[arrow.bit_width], 0
+    return None
 
 
 # --- names ----------------------------------------------------------------------------------------------------------
