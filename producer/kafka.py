@@ -12,6 +12,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+from aiokafka import AIOKafkaProducer
 from aiokafka import errors as ke
 from aiokafka.abc import AbstractTokenProvider
 from aiokafka.admin import AIOKafkaAdminClient, NewTopic
@@ -216,6 +217,23 @@ async def give_up(stop: Callable[[], Coroutine[Any, Any, None]], deadline_s: flo
     finally:
         task.cancel()
         task.add_done_callback(lambda done: done.cancelled() or done.exception())
+
+
+async def abandon(producer: AIOKafkaProducer, deadline_s: float = 2.0) -> None:
+    """Stops a producer that nobody waits for any more: what it still has fails at once, and quietly."""
+    # Cancelled first: a request on its way could queue failed batches again.
+    producer._sender.sender_task.cancel()
+    accumulator = producer._message_accumulator
+    accumulator.fail_all(ke.ProducerClosed())
+    await give_up(producer.stop, deadline_s)
+    await give_up(producer.client.close, deadline_s)  # stop() may not have come to that
+    # These hold the error too, and asyncio would print the tracebacks of those that nobody looked at.
+    told = [batch._drain_waiter for batches in accumulator._batches.values() for batch in batches]
+    if producer._txn_manager is not None:
+        told.append(producer._txn_manager.wait_for_transaction_end())
+    for future in told:
+        if future is not None and future.done() and not future.cancelled():
+            future.exception()
 
 
 @dataclass(frozen=True, slots=True)

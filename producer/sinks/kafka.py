@@ -18,15 +18,15 @@ from typing import Any, Protocol
 
 import pyarrow as pa
 from aiokafka import AIOKafkaProducer
-from aiokafka.errors import KafkaTimeoutError, ProducerClosed
+from aiokafka.errors import KafkaTimeoutError
 
 from producer.config import KafkaConfig, StreamConfig
 from producer.errors import ProducerError, RecordTooLargeError, SinkUnavailableError
-from producer.kafka import TopicInfo, admin, client_options, connect, ensure_topic, give_up, translate
+from producer.kafka import TopicInfo, abandon, admin, client_options, connect, ensure_topic, translate
 from producer.model import Page, position_to_json
 from producer.sinks.record_batch import HEADER_BYTES, FinishedBatch
 
-#: How long a connection that is given up may take to close.
+#: How long pages that are given up may take to notice.
 _CLOSE_TIMEOUT_S = 2.0
 
 
@@ -299,20 +299,13 @@ class _Connection:
         if self._error is not None:
             return SinkUnavailableError(f"the connection was given up: {self._error.message}", hint=self._error.hint)
         self._error = translate(error, self._config, topic=self._topic, doing="write")
-        # Cancelled first, as its requests on their way could not queue failed batches again.
-        self.producer._sender.sender_task.cancel()
-        self.producer._message_accumulator.fail_all(ProducerClosed())
         for scope in self._deadlines:
             if not scope.expired():
                 scope.reschedule(0)
-        self._closing = asyncio.create_task(self._stop())
+        self._closing = asyncio.create_task(abandon(self.producer))
         return self._error
-
-    async def _stop(self) -> None:
-        await give_up(self.producer.stop, _CLOSE_TIMEOUT_S)
-        await give_up(self.producer.client.close, _CLOSE_TIMEOUT_S)
 
     async def close(self) -> None:
         if self._closing is None:
-            self._closing = asyncio.create_task(self._stop())
+            self._closing = asyncio.create_task(abandon(self.producer))
         await asyncio.shield(self._closing)

@@ -12,7 +12,7 @@ from producer.encoding.compatibility import full_name, reading_problems
 
 
 def record(*fields: Any, name: str = "R") -> dict[str, Any]:
-    return {"type": "record", "name": name, "fields": [dict(zip(("name", "type"), f[:2]), **f[2]) for f in fields]}
+    return {"type": "record", "name": name, "fields": [{"name": f[0], "type": f[1], **f[2]} for f in fields]}
 
 
 def field(name: str, kind: Any, **more: Any) -> tuple[str, Any, dict[str, Any]]:

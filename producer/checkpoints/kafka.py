@@ -1,0 +1,303 @@
+"""Owns checkpoints in Kafka: a compacted topic ``<app>.state`` with a record for each stream's plan and each split.
+
+A commit is one transaction, so all of it is there or none; by the transactional id ``<app>.<stream>`` the broker
+fences an older runner for good. A stream's plan holds its fingerprint and epoch; it outlives a reset (without the
+fingerprint), so that epochs only rise. A split's record is its checkpoint; a tombstone forgets it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections import defaultdict
+from collections.abc import Coroutine, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any, TypeVar
+
+from aiokafka import AIOKafkaProducer
+from aiokafka import errors as ke
+
+from producer.checkpoints.state_topic import StateTopic, StreamRecords, record_key
+from producer.config import Config
+from producer.errors import (
+    CheckpointConflictError,
+    CheckpointCorruptError,
+    SinkUnavailableError,
+    StoreUnavailableError,
+)
+from producer.kafka import abandon, client_options, connect, ensure_topic, translate
+from producer.model import Checkpoint, Json, StreamState, checkpoint_from_json, checkpoint_to_json
+
+#: A crashed runner's open transaction holds readers up for so long at most; a commit takes some milliseconds.
+_TRANSACTION_TIMEOUT_MS = 10_000
+_CLOSE_TIMEOUT_S = 2.0
+
+T = TypeVar("T")
+_Changes = Sequence[tuple[bytes, Json]]  # keys and values; None is a tombstone
+
+
+@dataclass(slots=True)
+class _Claim:
+    """A stream that this store may write. `places` are the splits' in the plan; no `producer` after a failure."""
+
+    epoch: int
+    places: dict[str, int]
+    producer: AIOKafkaProducer | None
+
+
+class KafkaCheckpointStore:
+    """The application's state topic (one partition, made if it is not there); see `producer.protocols`.
+
+    Whether a runner is alive cannot be seen from outside: `claim` and `reset` fence it, and its next commit fails.
+    StoreUnavailableError where the broker does not answer within ``kafka.request_timeout_s``.
+    """
+
+    def __init__(self, config: Config) -> None:
+        self._config = config.kafka
+        self._app = config.app
+        self.topic = config.kafka.state_topic or f"{config.app}.state"
+        self._reader = StateTopic(config.kafka, self.topic)
+        self._claims: dict[str, _Claim] = {}
+        self._turns: defaultdict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
+        self._work: set[asyncio.Task[Any]] = set()
+
+    async def start(self) -> None:
+        with self._errors("open"):
+            await ensure_topic(self._config, self.topic, partitions=1, topic_config={"cleanup.policy": "compact"})
+
+    async def close(self) -> None:
+        if self._work:
+            _, late = await asyncio.wait(self._work, timeout=_CLOSE_TIMEOUT_S)
+            for task in late:
+                task.cancel()
+        producers = [claim.producer for claim in self._claims.values() if claim.producer is not None]
+        self._claims.clear()
+        await asyncio.gather(self._reader.close(), *(abandon(producer) for producer in producers))
+
+    async def load(self, stream: str) -> StreamState | None:
+        with self._errors("read"):
+            records = (await self._reader.read()).get(stream)
+        return None if records is None else self._state(stream, records)
+
+    async def streams(self) -> Sequence[str]:
+        with self._errors("read"):
+            found = await self._reader.read()
+        return sorted(name for name, records in found.items() if records.splits)
+
+    async def claim(self, stream: str) -> int:
+        async def work() -> int:
+            await self._forget(stream)
+            producer = await self._new_producer(stream)
+            self._claims[stream] = claim = _Claim(0, {}, producer)
+            # Read once the older runner is fenced: it can change nothing any more.
+            records = (await self._reader.read()).get(stream, StreamRecords())
+            state = self._state(stream, records)
+            claim.epoch = (state.epoch if state else _epoch(records)) + 1
+            claim.places = {c.split.id: place for place, c in enumerate(state.checkpoints)} if state else {}
+            await self._write(stream, claim, [_plan(stream, claim.epoch, state.fingerprint if state else None)])
+            return claim.epoch
+
+        return await self._in_turn(stream, "claim", work())
+
+    async def begin(self, state: StreamState) -> None:
+        async def work() -> None:
+            claim = self._claimed(state.stream, state.epoch)
+            old = (await self._reader.read()).get(state.stream, StreamRecords())
+            claim.places = {c.split.id: place for place, c in enumerate(state.checkpoints)}
+            changes = [_plan(state.stream, state.epoch, state.fingerprint)]
+            changes += [(record_key(state.stream, split), None) for split in old.splits if split not in claim.places]
+            await self._write(state.stream, claim, changes + _checkpoints(state.stream, claim, state.checkpoints))
+
+        await self._in_turn(state.stream, "write", work())
+
+    async def commit(self, stream: str, epoch: int, changed: Sequence[Checkpoint]) -> None:
+        async def work() -> None:
+            claim = self._claimed(stream, epoch)
+            for checkpoint in changed:
+                claim.places.setdefault(checkpoint.split.id, len(claim.places))
+            await self._write(stream, claim, _checkpoints(stream, claim, changed))
+
+        await self._in_turn(stream, "write", work())
+
+    async def reset(self, stream: str) -> bool:
+        async def work() -> bool:
+            held = self._claims.get(stream)
+            claim = held or _Claim(0, {}, await self._new_producer(stream))
+            try:
+                records = (await self._reader.read()).get(stream, StreamRecords())
+                if not records.splits and _fingerprint(records) is None:
+                    return False
+                plan = _plan(stream, _epoch(records), None)
+                await self._write(
+                    stream, claim, [plan, *((record_key(stream, split), None) for split in records.splits)]
+                )
+                return True
+            finally:
+                if held is None and claim.producer is not None:
+                    await abandon(claim.producer)
+
+        return await self._in_turn(stream, "reset", work())
+
+    # --- transactions ----------------------------------------------------------------------------------------------
+
+    async def _in_turn(self, stream: str, doing: str, work: Coroutine[Any, Any, T]) -> T:
+        """Runs the work to its own end or deadline even when the caller is cancelled: a transaction that is being
+        committed cannot be called back, and the next one of the stream has to wait for it."""
+
+        async def turn() -> T:
+            async with self._turns[stream]:
+                with self._errors(doing, stream):
+                    return await work
+
+        task = asyncio.create_task(turn())
+        self._work.add(task)
+        task.add_done_callback(self._worked)
+        return await asyncio.shield(task)
+
+    def _worked(self, task: asyncio.Task[Any]) -> None:
+        self._work.discard(task)
+        if not task.cancelled():
+            task.exception()  # seen, though the caller may have been cancelled
+
+    async def _write(self, stream: str, claim: _Claim, changes: _Changes) -> None:
+        if claim.producer is None:
+            claim.producer = await self._reopened(stream, claim)
+        producer = claim.producer
+        try:
+            async with asyncio.timeout(self._config.request_timeout_s):
+                await producer.begin_transaction()
+                # commit_transaction() would succeed though a record failed: each is awaited before.
+                sent = [await producer.send(self.topic, _json(value), key, partition=0) for key, value in changes]
+                await asyncio.gather(*sent)
+                await producer.commit_transaction()
+        except BaseException as error:
+            claim.producer = None
+            await abandon(producer)
+            if isinstance(error, ke.ProducerFenced | ke.InvalidProducerEpoch):
+                self._claims.pop(stream, None)
+            raise
+
+    async def _new_producer(self, stream: str) -> AIOKafkaProducer:
+        producer = AIOKafkaProducer(
+            **client_options(self._config),
+            transactional_id=f"{self._app}.{stream}",
+            transaction_timeout_ms=_TRANSACTION_TIMEOUT_MS,
+            acks="all",
+        )
+        await connect(producer, producer.stop, self._config)
+        return producer
+
+    async def _reopened(self, stream: str, claim: _Claim) -> AIOKafkaProducer:
+        """A new producer after a failure. Making one fences anybody, so a newer runner is looked for before it; one
+        that came in between, and is fenced now, is found after it, and then neither goes on."""
+        await self._refuse_newer(stream, claim)
+        producer = await self._new_producer(stream)
+        try:
+            await self._refuse_newer(stream, claim)
+        except BaseException:
+            await abandon(producer)
+            raise
+        return producer
+
+    async def _refuse_newer(self, stream: str, claim: _Claim) -> None:
+        if _epoch((await self._reader.read()).get(stream, StreamRecords())) > claim.epoch:
+            self._claims.pop(stream, None)
+            raise _taken_over(stream)
+
+    def _claimed(self, stream: str, epoch: int) -> _Claim:
+        claim = self._claims.get(stream)
+        if claim is None or claim.epoch != epoch:
+            raise _taken_over(stream)
+        return claim
+
+    async def _forget(self, stream: str) -> None:
+        claim = self._claims.pop(stream, None)
+        if claim is not None and claim.producer is not None:
+            await abandon(claim.producer)
+
+    # --- records ---------------------------------------------------------------------------------------------------
+
+    def _state(self, stream: str, records: StreamRecords) -> StreamState | None:
+        if not records.splits and _fingerprint(records) is None:
+            return None
+        try:
+            plan = json.loads(records.plan or b"{}")
+            splits = [json.loads(value) for value in records.splits.values()]
+            splits.sort(key=lambda value: int(value["place"]))
+            return StreamState(
+                stream,
+                str(plan["fingerprint"]),
+                int(plan["epoch"]),
+                tuple(checkpoint_from_json(value) for value in splits),
+                max((str(value["updated_at"]) for value in splits), default=str(plan["updated_at"])),
+            )
+        except (ValueError, KeyError, TypeError) as error:
+            raise CheckpointCorruptError(
+                f"the checkpoint of stream {stream!r} in topic {self.topic!r} cannot be read: {error!r}",
+                hint=f"start the stream over with: producer checkpoint reset CONFIG {stream}",
+            ) from None
+
+    @contextmanager
+    def _errors(self, doing: str, stream: str = "") -> Iterator[None]:
+        try:
+            yield
+        except (ke.ProducerFenced, ke.InvalidProducerEpoch):
+            raise _taken_over(stream) from None
+        except (ke.KafkaError, OSError, SinkUnavailableError) as error:  # TimeoutError is an OSError
+            ours = translate(error, self._config, topic=self.topic, doing=doing)
+            if isinstance(ours, SinkUnavailableError):
+                raise StoreUnavailableError(f"checkpoints: {ours.message}", hint=ours.hint) from None
+            raise ours from None
+
+
+def _taken_over(stream: str) -> CheckpointConflictError:
+    return CheckpointConflictError(
+        f"stream {stream!r} has been taken over by another runner",
+        hint="let only one run of a stream use a state topic",
+    )
+
+
+def _plan(stream: str, epoch: int, fingerprint: str | None) -> tuple[bytes, Json]:
+    plan: dict[str, Json] = {"version": 1, "epoch": epoch, "updated_at": _now()}
+    if fingerprint is not None:
+        plan["fingerprint"] = fingerprint
+    return record_key(stream), plan
+
+
+def _checkpoints(stream: str, claim: _Claim, checkpoints: Sequence[Checkpoint]) -> list[tuple[bytes, Json]]:
+    now = _now()
+    return [
+        (
+            record_key(stream, c.split.id),
+            {**checkpoint_to_json(c), "place": claim.places[c.split.id], "epoch": claim.epoch, "updated_at": now},
+        )
+        for c in checkpoints
+    ]
+
+
+def _epoch(records: StreamRecords) -> int:
+    """The newest epoch of a stream; 0 where there is none, or none that can be read."""
+    plan = _plan_of(records)
+    return int(plan["epoch"]) if isinstance(plan.get("epoch"), int) else 0
+
+
+def _fingerprint(records: StreamRecords) -> Json:
+    return _plan_of(records).get("fingerprint")
+
+
+def _plan_of(records: StreamRecords) -> dict[str, Json]:
+    try:
+        plan = json.loads(records.plan or b"{}")
+    except ValueError:
+        return {"fingerprint": "not readable"}
+    return plan if isinstance(plan, dict) else {"fingerprint": "not readable"}
+
+
+def _json(value: Json) -> bytes | None:
+    return None if value is None else json.dumps(value, separators=(",", ":")).encode()
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="milliseconds")

@@ -1,0 +1,121 @@
+"""Owns reading the state topic: all committed records up to its end, the newest of each key, as of the call.
+
+The end is the high watermark and not what a read_committed consumer is told (the last stable offset): behind another
+runner's open transaction there may be commits that count. Transaction markers have offsets, and count too.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from dataclasses import dataclass, field
+from typing import Any
+
+from aiokafka import AIOKafkaConsumer, TopicPartition
+from aiokafka import errors as ke
+from aiokafka.protocol.offset import OffsetRequest
+
+from producer.config import KafkaConfig
+from producer.kafka import client_options, connect, give_up
+
+_CLOSE_TIMEOUT_S = 2.0
+_NO_REPLICA = -1
+_READ_UNCOMMITTED = 0
+_LATEST = -1
+
+
+@dataclass(slots=True)
+class StreamRecords:
+    """The newest values of one stream's keys, not parsed yet."""
+
+    plan: bytes | None = None
+    splits: dict[str, bytes] = field(default_factory=dict)
+
+
+def record_key(stream: str, split: str | None = None) -> bytes:
+    """The key of a stream's plan, or of one of its splits."""
+    key = {"stream": stream} if split is None else {"stream": stream, "split": split}
+    return json.dumps(key, separators=(",", ":")).encode()
+
+
+class StateTopic:
+    """Partition 0 of the topic, read on from where the last call ended. aiokafka's errors are not translated here."""
+
+    def __init__(self, config: KafkaConfig, topic: str) -> None:
+        self._config = config
+        self._partition = TopicPartition(topic, 0)
+        self._consumer: AIOKafkaConsumer | None = None
+        self._streams: dict[str, StreamRecords] = {}
+        self._turn = asyncio.Lock()
+
+    async def read(self) -> dict[str, StreamRecords]:
+        """Every stream's records; the caller may not change them. TimeoutError after ``request_timeout_s``."""
+        async with self._turn:
+            try:
+                async with asyncio.timeout(self._config.request_timeout_s):
+                    await self._catch_up()
+            except BaseException:
+                await self._drop()  # in the middle of a read: the next one begins again
+                raise
+            return self._streams
+
+    async def close(self) -> None:
+        async with self._turn:
+            await self._drop()
+
+    async def _drop(self) -> None:
+        consumer, self._consumer, self._streams = self._consumer, None, {}
+        if consumer is not None:
+            await give_up(consumer.stop, _CLOSE_TIMEOUT_S)
+
+    async def _catch_up(self) -> None:
+        consumer = self._consumer
+        if consumer is None:
+            consumer = AIOKafkaConsumer(
+                **client_options(self._config),
+                isolation_level="read_committed",
+                auto_offset_reset="earliest",
+                enable_auto_commit=False,
+                fetch_max_wait_ms=50,
+            )
+            await connect(consumer, consumer.stop, self._config)
+            self._consumer = consumer
+            consumer.assign([self._partition])
+        consumer.resume(self._partition)
+        end = await self._end(consumer)
+        while await consumer.position(self._partition) < end:
+            for records in (await consumer.getmany(self._partition, timeout_ms=100)).values():
+                for record in records:
+                    self._put(record.key, record.value)
+        consumer.pause(self._partition)  # nothing is fetched until the next call
+
+    async def _end(self, consumer: AIOKafkaConsumer) -> int:
+        client = consumer._client
+        while (leader := client.cluster.leader_for_partition(self._partition)) in (None, -1):
+            await client.force_metadata_update()
+        topics = [(self._partition.topic, [(self._partition.partition, _LATEST)])]
+        response = await client.send(leader, OffsetRequest(_NO_REPLICA, _READ_UNCOMMITTED, topics))
+        ((_, ((_, code, *_, offset),)),) = response.topics
+        if code:
+            raise ke.for_code(code)()
+        return int(offset)
+
+    def _put(self, key: bytes | None, value: bytes | None) -> None:
+        match _parsed(key):
+            case {"stream": str(stream), "split": str(split)}:
+                splits = self._streams.setdefault(stream, StreamRecords()).splits
+                if value is None:
+                    splits.pop(split, None)
+                else:
+                    splits[split] = value
+            case {"stream": str(stream)}:
+                self._streams.setdefault(stream, StreamRecords()).plan = value
+            case _:  # a schema's record, or somebody else's
+                return
+
+
+def _parsed(key: bytes | None) -> Any:
+    try:
+        return json.loads(key or b"null")
+    except ValueError:
+        return None

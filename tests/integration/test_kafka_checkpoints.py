@@ -1,0 +1,266 @@
+"""Owns the claims about the state topic that the contract of all stores does not make; against a real broker."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import json
+import logging
+from collections.abc import AsyncIterator, Awaitable, Callable
+from typing import Any
+
+import pytest
+from aiokafka import AIOKafkaProducer
+
+from producer.checkpoints.kafka import KafkaCheckpointStore
+from producer.checkpoints.state_topic import record_key
+from producer.config import Config
+from producer.embedded import EmbeddedKafka
+from producer.errors import CheckpointConflictError, CheckpointCorruptError, StoreUnavailableError
+from producer.kafka import abandon
+from producer.model import Checkpoint, KeyPosition, Split, StreamState
+from tests.integration.kafka_rows import read_topic
+
+Open = Callable[..., Awaitable[KafkaCheckpointStore]]
+
+
+def config(app: str, bootstrap: str, **kafka: Any) -> Config:
+    return Config.model_validate(
+        {
+            "app": app,
+            "kafka": {"bootstrap_servers": bootstrap, **kafka},
+            "checkpoints": {"type": "kafka"},
+            "sources": {"s": {"type": "sql", "url": "sqlite:///none"}},
+            "streams": [{"name": "t", "source": "s", "table": "t"}],
+        }
+    )
+
+
+@pytest.fixture
+async def open_store(kafka_bootstrap: str, unique: str) -> AsyncIterator[Open]:
+    opened = []
+
+    async def open_one(bootstrap: str = kafka_bootstrap, **kafka: Any) -> KafkaCheckpointStore:
+        store = KafkaCheckpointStore(config(unique, bootstrap, **kafka))
+        opened.append(store)
+        await store.start()
+        return store
+
+    yield open_one
+    for store in opened:
+        await store.close()
+
+
+def at(number: int, rows: int) -> Checkpoint:
+    return Checkpoint(Split(str(number)), KeyPosition((rows,)), rows)
+
+
+def state(epoch: int, *checkpoints: Checkpoint, stream: str = "t") -> StreamState:
+    return StreamState(stream, "f", epoch, checkpoints)
+
+
+async def put(bootstrap: str, topic: str, *records: tuple[bytes, bytes | None]) -> None:
+    async with AIOKafkaProducer(bootstrap_servers=bootstrap, acks="all") as producer:
+        for key, value in records:
+            await producer.send_and_wait(topic, key=key, value=value, partition=0)
+
+
+async def test_splits_keep_the_plans_order_whichever_was_written_last(open_store: Open) -> None:
+    store = await open_store()
+    epoch = await store.claim("t")
+    await store.begin(state(epoch, at(7, 0), at(3, 0), at(5, 0)))
+    await store.commit("t", epoch, [at(7, 1)])
+    await store.commit("t", epoch, [at(9, 1)])
+    await store.commit("t", epoch, [at(3, 1)])
+
+    loaded = await (await open_store()).load("t")
+
+    assert loaded is not None
+    assert [c.split.id for c in loaded.checkpoints] == ["7", "3", "5", "9"]
+    newer = await open_store()
+    await newer.commit("t", await newer.claim("t"), [at(11, 0)])
+    assert [c.split.id for c in (await newer.load("t")).checkpoints] == ["7", "3", "5", "9", "11"]  # type: ignore[union-attr]
+
+
+async def test_a_commit_writes_one_record_a_changed_split(open_store: Open, kafka_bootstrap: str) -> None:
+    store = await open_store()
+    epoch = await store.claim("t")
+    await store.begin(state(epoch, at(0, 0), at(1, 0)))
+    before = len(await read_topic(kafka_bootstrap, store.topic))
+
+    await store.commit("t", epoch, [at(1, 10)])
+
+    after = (await read_topic(kafka_bootstrap, store.topic))[before:]
+    assert [json.loads(r.key) for r in after] == [{"stream": "t", "split": "1"}]
+
+
+async def test_a_commit_shows_whole_or_not_at_all(open_store: Open, kafka_bootstrap: str) -> None:
+    """A runner that dies in the middle of a transaction has committed nothing of it."""
+    store = await open_store()
+    epoch = await store.claim("t")
+    await store.begin(state(epoch, at(0, 0), at(1, 0)))
+    producer = store._claims["t"].producer
+    assert producer is not None
+    await producer.begin_transaction()
+    await producer.send_and_wait(store.topic, b"not json", record_key("t", "0"), partition=0)
+
+    newer = await open_store()  # its claim ends the open transaction
+    await newer.claim("t")
+
+    assert (await newer.load("t")).checkpoints == (at(0, 0), at(1, 0))  # type: ignore[union-attr]
+
+
+async def test_another_streams_open_transaction_does_not_hide_commits_behind_it(open_store: Open) -> None:
+    store = await open_store()
+    for name in ("dead", "t"):
+        await store.begin(state(await store.claim(name), at(0, 0), stream=name))
+    dead = store._claims["dead"].producer
+    assert dead is not None
+    await dead.begin_transaction()
+    await dead.send_and_wait(store.topic, b"{}", record_key("dead", "0"), partition=0)
+    await store.commit("t", store._claims["t"].epoch, [at(0, 5)])
+
+    reader = await open_store()
+    loading = asyncio.create_task(reader.load("t"))
+    await asyncio.sleep(0.5)
+    assert not loading.done(), "what is behind an open transaction is not known before its end"
+    await dead.abort_transaction()
+
+    assert (await loading).checkpoints == (at(0, 5),)  # type: ignore[union-attr]
+
+
+async def test_a_topic_that_ends_with_transaction_markers_is_read_to_its_end(open_store: Open) -> None:
+    store = await open_store()
+    epoch = await store.claim("t")
+    await store.begin(state(epoch, at(0, 0)))
+    for rows in range(1, 6):
+        await store.commit("t", epoch, [at(0, rows)])
+        assert (await asyncio.wait_for(store.load("t"), 10)).checkpoints == (at(0, rows),)  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        (record_key("t", "0"), b"{"),
+        (record_key("t", "0"), b"[]"),
+        (record_key("t", "0"), b"{}"),
+        (record_key("t", "0"), b'{"place": 0, "split": "0", "rows": "x"}'),
+        (record_key("t"), b"\xff"),
+        (record_key("t"), b"[]"),
+        (record_key("t"), b'{"fingerprint": "f"}'),
+        (record_key("t"), None),
+    ],
+)
+async def test_a_corrupt_record_is_an_error_of_its_stream_alone_and_reset_mends_it(
+    open_store: Open, kafka_bootstrap: str, key: bytes, value: bytes | None
+) -> None:
+    store = await open_store()
+    for name in ("other", "t"):
+        await store.begin(state(await store.claim(name), at(0, 0), stream=name))
+    await store.close()
+    await put(kafka_bootstrap, store.topic, (key, value), (b"schema/1", b"{}"), (b"\xff", b"x"), (b"3", b"x"))
+
+    store = await open_store()
+    with pytest.raises(
+        CheckpointCorruptError, match=r"stream 't' in topic .*cannot be read.* checkpoint reset CONFIG t"
+    ):
+        await store.load("t")
+    with pytest.raises(CheckpointCorruptError):
+        await store.claim("t")
+    assert await store.streams() == ["other", "t"]
+    assert await store.load("other") is not None
+
+    assert await store.reset("t") is True
+    assert await store.load("t") is None
+    await store.begin(state(await store.claim("t"), at(0, 0)))
+
+
+async def test_epochs_rise_over_resets_and_claims_without_a_plan(open_store: Open) -> None:
+    first, second = await open_store(), await open_store()
+    epochs = [await first.claim("t"), await second.claim("t")]
+    await second.begin(state(epochs[-1], at(0, 0)))
+    await (await open_store()).reset("t")
+    epochs.append(await second.claim("t"))
+
+    assert epochs == [1, 2, 3]
+    assert await first.load("t") is None
+    assert await first.streams() == []
+
+
+async def test_a_fenced_runner_is_refused_for_good_and_leaves_no_noise(
+    open_store: Open, caplog: pytest.LogCaptureFixture
+) -> None:
+    first, second = await open_store(), await open_store()
+    epoch = await first.claim("t")
+    await first.begin(state(epoch, at(0, 0)))
+    newer = await second.claim("t")
+
+    for _ in range(2):
+        with pytest.raises(CheckpointConflictError, match="taken over"):
+            await first.commit("t", epoch, [at(0, 9)])
+    await second.commit("t", newer, [at(0, 1)])
+    await first.close()
+    gc.collect()
+
+    assert (await second.load("t")).checkpoints == (at(0, 1),)  # type: ignore[union-attr]
+    assert [r for r in caplog.records if r.name == "asyncio" and r.levelno >= logging.ERROR] == []
+
+
+async def test_a_runner_whose_connection_broke_does_not_fence_the_one_that_took_over(open_store: Open) -> None:
+    first, second = await open_store(), await open_store()
+    epoch = await first.claim("t")
+    await first.begin(state(epoch, at(0, 0)))
+    newer = await second.claim("t")
+    producer = first._claims["t"].producer
+    assert producer is not None
+    first._claims["t"].producer = None  # as after a failed commit
+    await abandon(producer)
+    with pytest.raises(CheckpointConflictError):
+        await first.commit("t", epoch, [at(0, 9)])
+
+    await second.commit("t", newer, [at(0, 1)])
+
+
+async def test_a_cancelled_commit_comes_to_its_end_and_the_next_one_follows_it(open_store: Open) -> None:
+    store = await open_store()
+    epoch = await store.claim("t")
+    await store.begin(state(epoch, at(0, 0), at(1, 0)))
+    commit = asyncio.create_task(store.commit("t", epoch, [at(0, 1)]))
+    await asyncio.sleep(0)
+    commit.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await commit
+
+    await store.commit("t", epoch, [at(1, 1)])
+
+    assert (await store.load("t")).checkpoints == (at(0, 1), at(1, 1))  # type: ignore[union-attr]
+
+
+async def test_a_broker_that_is_away_is_an_error_in_time_and_commits_go_on_when_it_is_back(
+    own_kafka: Callable[..., EmbeddedKafka], open_store: Open
+) -> None:
+    broker = await asyncio.to_thread(own_kafka)
+    store = await open_store(broker.bootstrap, request_timeout_s=2, connect_timeout_s=1)
+    epoch = await store.claim("t")
+    await store.begin(state(epoch, at(0, 0)))
+    await asyncio.to_thread(broker.kill)
+
+    for _ in range(2):
+        with pytest.raises(StoreUnavailableError, match=broker.bootstrap):
+            await asyncio.wait_for(store.commit("t", epoch, [at(0, 1)]), 15)
+
+    await asyncio.to_thread(broker.start)
+    async with asyncio.timeout(60):
+        while True:
+            try:
+                await store.commit("t", epoch, [at(0, 2)])
+                break
+            except StoreUnavailableError:
+                await asyncio.sleep(0.1)
+    assert (await store.load("t")).checkpoints == (at(0, 2),)  # type: ignore[union-attr]
+    await store.close()
+
+
+async def test_a_broker_that_is_not_there_is_named(open_store: Open) -> None:
+    with pytest.raises(StoreUnavailableError, match=r"127\.0\.0\.1:1: could not connect: connection refused"):
+        await open_store("127.0.0.1:1")
