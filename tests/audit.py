@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import fastavro
-from confluent_kafka import Consumer, TopicPartition
+from confluent_kafka import Consumer, KafkaError, KafkaException, TopicPartition
 
 
 @dataclass
@@ -46,13 +46,27 @@ class TopicAudit:
     def close(self) -> None:
         self._consumer.close()
 
+    def end(self) -> int:
+        """How many records the topic holds (and markers of transactions); 0 where it is not there."""
+        topic = self._consumer.list_topics(timeout=10).topics.get(self.topic)
+        return sum(self._end_of(partition) for partition in (topic.partitions if topic else ()))
+
+    def _end_of(self, partition: int) -> int:
+        try:
+            end: int = self._consumer.get_watermark_offsets(self._at(partition), timeout=10)[1]
+        except KafkaException as error:
+            if error.args[0].code() in (KafkaError.NOT_LEADER_FOR_PARTITION, KafkaError.UNKNOWN_TOPIC_OR_PART):
+                return 0  # the topic is being made
+            raise
+        return end
+
     def catch_up(self, deadline_s: float = 120.0) -> None:
         """Reads to what is the end when this is called."""
-        metadata = self._consumer.list_topics(self.topic, timeout=10).topics[self.topic]
-        ends = {}
-        for partition in metadata.partitions:
-            _, end = self._consumer.get_watermark_offsets(TopicPartition(self.topic, partition), timeout=10)
-            ends[partition] = end
+        metadata = self._consumer.list_topics(timeout=10).topics.get(self.topic)
+        if metadata is None:
+            return
+        ends = {partition: self._end_of(partition) for partition in metadata.partitions}
+        for partition in ends:
             self._partitions.setdefault(partition, 0)
         self._consumer.assign([TopicPartition(self.topic, p, o) for p, o in self._partitions.items()])
         until = time.monotonic() + deadline_s

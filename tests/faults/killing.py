@@ -101,10 +101,13 @@ def kill_until_done(
     before_duplicates = 0
     while result.kills < kills:
         began_s = time.time()
+        ends = audit.end()
         process = start(config, "--once")
-        began = time.monotonic()
-        moment = began + 0.4 + rng.expovariate(1 / 0.8)
         try:
+            # Every other kill strikes a run that has begun to write; the rest may also strike its start.
+            while result.kills % 2 and process.poll() is None and audit.end() == ends:
+                time.sleep(0.01)
+            moment = time.monotonic() + rng.uniform(0, 1.5 if result.kills % 2 else 4)
             while time.monotonic() < moment and process.poll() is None:
                 time.sleep(0.01)
         finally:

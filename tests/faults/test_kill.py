@@ -1,0 +1,86 @@
+"""Owns the claim that a run killed at any moment loses nothing, repeats little, and goes on at once."""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.audit import TopicAudit
+from tests.faults.killing import kill_until_done, write_config
+
+ROWS = 300_000
+KEY_SCHEMA = {"type": "record", "name": "k", "fields": [{"name": "id", "type": "long"}]}
+
+
+def sqlite_table(folder: Path) -> str:
+    path = folder / "shop.db"
+    with sqlite3.connect(path) as connection:
+        connection.execute("CREATE TABLE events (id INTEGER PRIMARY KEY, kind TEXT NOT NULL, amount DECIMAL(12,2))")
+        rows = ((n * 3, f"kind {n % 7}", f"{n}.25") for n in range(1, ROWS + 1))
+        connection.executemany("INSERT INTO events VALUES (?, ?, ?)", rows)
+    return f"sqlite:///{path}"
+
+
+def postgres_table(dsn: str) -> str:
+    from adbc_driver_postgresql import dbapi
+
+    with dbapi.connect(dsn, autocommit=True) as connection, connection.cursor() as cursor:
+        cursor.execute(
+            "CREATE TABLE events AS SELECT g * 3::bigint AS id, 'kind ' || g % 7 AS kind, (g + 0.25)::numeric(12,2) "
+            f"AS amount FROM generate_series(1, {ROWS}) g"
+        )
+        cursor.execute("ALTER TABLE events ADD PRIMARY KEY (id)")
+        cursor.execute("ANALYZE events")
+    return dsn
+
+
+@pytest.fixture(scope="module", params=["postgresql", "sqlite"])
+def database(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    if request.param == "sqlite":
+        yield sqlite_table(tmp_path_factory.mktemp("sqlite"))
+    else:
+        yield postgres_table(request.getfixturevalue("postgres_dsn"))
+
+
+@pytest.mark.timeout(300)
+@pytest.mark.parametrize("traversal", ["ID_RANGE", "OFFSET"])
+@pytest.mark.parametrize("checkpoints", ["file", "kafka"])
+def test_kills_at_random_moments_lose_nothing_and_repeat_at_most_a_window(
+    traversal: str, checkpoints: str, database: str, kafka_bootstrap: str, unique: str, tmp_path: Path
+) -> None:
+    splits, page_size = (3, 2000) if traversal == "ID_RANGE" else (1, 5000)
+    stream: dict[str, Any] = {
+        "source": "shop",
+        "table": "events",
+        "topic": unique,
+        "partitions": 4,
+        "traversal": traversal,
+        "page_size": page_size,
+        "max_parallel": splits,
+        "max_rows_per_s": 25_000,  # so that the run is long enough to be killed in its midst, on any machine
+    }
+    config = write_config(
+        tmp_path,
+        {
+            "app": unique,
+            "kafka": {"bootstrap_servers": kafka_bootstrap},
+            "checkpoints": {"type": checkpoints, **({"path": "state"} if checkpoints == "file" else {})},
+            "http": {"port": 0},
+            "sources": {"shop": {"type": "sql", "url": database}},
+            "streams": [stream],
+        },
+    )
+    keys = [(n * 3,) for n in range(1, ROWS + 1)]
+    audit = TopicAudit(kafka_bootstrap, unique, KEY_SCHEMA)
+    try:
+        killed = kill_until_done(
+            config, "events", keys, audit, kills=6, page_size=page_size, splits=splits, seed=len(traversal)
+        )
+    finally:
+        audit.close()
+    assert killed.kills == 6
+    assert len(killed.seconds_to_first_record) >= 3  # the kills struck runs that had sent something
