@@ -91,8 +91,9 @@ def _sentence(text: ConfigText, model: type[BaseModel], where: KeyPath, prefix: 
                 value = value.get("type") if isinstance(value, dict) else value
             else:
                 valid = [str(choice).strip("'") for choice in str(ctx["expected"]).replace(" or ", ", ").split(", ")]
-            shown = repr(value) if isinstance(value, str) and len(value) <= 40 else kind_of(value)
-            return f"{name} is {shown}; valid: {', '.join(valid)}" + nearest(str(value), valid)
+            if {where, (*where, "type")} & text.interpolated or not isinstance(value, str) or len(value) > 40:
+                return f"{name} is {kind_of(value)}; valid: {', '.join(valid)}"
+            return f"{name} is {value!r}; valid: {', '.join(valid)}" + nearest(value, valid)
         case "too_short":
             return f"{name} is empty; it needs at least {first['ctx']['min_length']} entry"
         case "greater_than_equal" | "greater_than" | "less_than_equal" | "less_than":

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Hashable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -26,11 +26,15 @@ _MAX_ALIASED_NODES = 100_000
 
 @dataclass(frozen=True, slots=True)
 class ConfigText:
-    """A parsed file: its data with ``${...}`` put in, and the line (from 1) on which each key path stands."""
+    """A parsed file: its data with ``${...}`` put in, and the line (from 1) on which each key path stands.
+
+    What has been `interpolated` may be a secret, whatever its key.
+    """
 
     path: Path
     data: Any
     lines: Mapping[KeyPath, int]
+    interpolated: set[KeyPath] = field(default_factory=set)
 
     def at(self, where: KeyPath) -> str:
         """``file:line`` of a key path, or of the nearest parent that stands in the file."""
@@ -43,7 +47,7 @@ class ConfigText:
 def read_config_text(path: Path, env: Mapping[str, str]) -> ConfigText:
     """Reads and interpolates a file; ConfigError names the line, the key, or the variable that is wrong."""
     try:
-        text = path.read_text(encoding="utf-8")
+        content = path.read_text(encoding="utf-8")
     except FileNotFoundError:
         raise ConfigError(f"configuration file {path} does not exist") from None
     except IsADirectoryError:
@@ -52,12 +56,13 @@ def read_config_text(path: Path, env: Mapping[str, str]) -> ConfigText:
         raise ConfigError(f"{path} is not UTF-8 text") from None
     except OSError as error:
         raise ConfigError(f"cannot read {path}: {error.strerror}") from None
-    raw, lines = _parse(path, text)
+    raw, lines = _parse(path, content)
     if raw is None:
         raise ConfigError(f"{path} is empty", hint="it needs at least `sources` and `streams`")
     if not isinstance(raw, dict):
         raise ConfigError(f"{path} holds {kind_of(raw)}; a configuration is a mapping of keys to values")
-    return ConfigText(path, _interpolate(raw, (), ConfigText(path, None, lines), env), lines)
+    text = ConfigText(path, None, lines)
+    return replace(text, data=_interpolate(raw, (), text, env))
 
 
 def kind_of(value: object) -> str:
@@ -146,6 +151,7 @@ def _walk(
 
 def _interpolate(value: Any, where: KeyPath, text: ConfigText, env: Mapping[str, str]) -> Any:
     if isinstance(value, str) and "$" in value:
+        text.interpolated.add(where)
         return _DOLLAR.sub(lambda match: _replace(match, where, text, env), value)
     if isinstance(value, dict):
         return {key: _interpolate(item, (*where, key), text, env) for key, item in value.items()}
