@@ -363,8 +363,10 @@ async def embedded_kafka(
 ) -> AsyncIterator[EmbeddedKafka]:
     """A running `EmbeddedKafka` inside ``async with``; starting and stopping happen in a thread."""
     broker = EmbeddedKafka(data_dir, port=port, note=note)
+    starting = asyncio.create_task(asyncio.to_thread(broker.start))
     try:
-        await asyncio.to_thread(broker.start)
+        await asyncio.shield(starting)
         yield broker
     finally:
+        await asyncio.wait([starting])  # cancelled or not, the thread goes on; what it starts has to be stopped
         await asyncio.to_thread(broker.close)

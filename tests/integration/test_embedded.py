@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import signal
 import socket
@@ -11,6 +12,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import psutil
 import pytest
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
 
@@ -39,10 +41,9 @@ async def _read(bootstrap: str, topic: str) -> list[bytes]:
 
 def _gone(pid: int) -> bool:
     try:
-        state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
-    except FileNotFoundError:
+        return psutil.Process(pid).status() == psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
         return True
-    return state == "Z"
 
 
 def _port(broker: EmbeddedKafka) -> int:
@@ -93,6 +94,32 @@ def test_the_broker_dies_with_its_owner_even_after_sigkill() -> None:
     while not _gone(pid):
         assert time.monotonic() < deadline, "the broker outlived its owner"
         time.sleep(0.05)
+
+
+async def test_cancelling_the_start_leaves_nothing_running(monkeypatch: pytest.MonkeyPatch) -> None:
+    made: list[EmbeddedKafka] = []
+    launch = EmbeddedKafka._launch
+
+    def note_and_launch(broker: EmbeddedKafka, java: Path, jars: Path) -> None:
+        launch(broker, java, jars)
+        made.append(broker)
+        pids.append(broker.pid)
+
+    async def run() -> None:
+        async with embedded_kafka():
+            pass
+
+    pids: list[int | None] = []
+    monkeypatch.setattr(EmbeddedKafka, "_launch", note_and_launch)
+    task = asyncio.create_task(run())
+    while not pids:
+        await asyncio.sleep(0.01)
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert pids[0] is not None
+    assert _gone(pids[0])
+    assert not made[0].data_dir.exists()
 
 
 def test_a_given_port_that_is_taken_is_named_as_the_reason() -> None:

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from collections.abc import Callable
 from urllib.parse import urlsplit
 
 import httpx
 import pymysql
+import pytest
 import redis
 from adbc_driver_postgresql import dbapi
 
@@ -60,3 +64,12 @@ def test_the_registry_refuses_what_is_not_backward_compatible(registry_url: str,
     record = '{"type": "record", "name": "R", "fields": [%s]}'
     assert register(record % '{"name": "a", "type": "int"}').status_code == 200
     assert register(record % '{"name": "b", "type": "int"}').status_code == 409
+
+
+def test_a_missing_server_ends_the_run_with_the_command_that_gets_it() -> None:
+    run = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", f"{__file__}::test_redis_answers"]
+    done = subprocess.run(
+        run, env={**os.environ, "PATH": os.devnull}, capture_output=True, text=True, check=False, timeout=60
+    )
+    assert done.returncode == pytest.ExitCode.USAGE_ERROR
+    assert "apt-get install -y --no-install-recommends redis-server" in done.stderr
