@@ -1,0 +1,91 @@
+"""Owns the claims about a broker that goes away in the midst of a run: nothing lost, memory bounded, exit clean."""
+
+from __future__ import annotations
+
+import json
+import signal
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from producer.embedded import EmbeddedKafka
+from tests.audit import TopicAudit
+from tests.faults.killing import finish, start, write_config
+from tests.faults.test_kill import KEY_SCHEMA, ROWS, sqlite_table
+
+
+def configuration(folder: Path, bootstrap: str, **kafka: Any) -> Path:
+    return write_config(
+        folder,
+        {
+            "app": "away",
+            "kafka": {"bootstrap_servers": bootstrap, "max_inflight_bytes": "8MiB", **kafka},
+            "checkpoints": {"type": "file", "path": "state"},
+            "http": {"port": 0},
+            "sources": {"shop": {"type": "sql", "url": sqlite_table(folder)}},
+            "streams": [
+                {"source": "shop", "table": "events", "topic": "away", "partitions": 4, "max_rows_per_s": 100_000}
+            ],
+        },
+    )
+
+
+def resident_bytes(pid: int) -> int:
+    return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * 4096
+
+
+@pytest.mark.timeout(240)
+@pytest.mark.parametrize("way", ["stop", "kill"])
+def test_a_broker_away_for_20_seconds_costs_nothing_but_time(
+    way: str, own_kafka: Callable[..., EmbeddedKafka], tmp_path: Path
+) -> None:
+    broker = own_kafka()
+    audit = TopicAudit(broker.bootstrap, "away", KEY_SCHEMA)
+    process = start(configuration(tmp_path, broker.bootstrap), "--once")
+    try:
+        while audit.end() < ROWS // 10:
+            assert process.poll() is None, process.communicate()[1]
+            time.sleep(0.05)
+        before = resident_bytes(process.pid)
+        getattr(broker, way)()
+        most = before
+        until = time.monotonic() + 20
+        while time.monotonic() < until:
+            most = max(most, resident_bytes(process.pid))
+            assert process.poll() is None, process.communicate()[1]
+            time.sleep(0.1)
+        broker.start()
+        (summary,) = finish(process, 120)
+    finally:
+        process.kill()
+        audit.catch_up()
+        audit.close()
+    assert summary["state"] == "complete"
+    assert set(audit.keys) == {(n * 3,) for n in range(1, ROWS + 1)}
+    assert most - before < 64 << 20  # the source had 200,000 rows to run ahead with
+
+
+@pytest.mark.timeout(120)
+def test_a_run_whose_broker_is_gone_still_ends_in_time_on_sigterm(
+    own_kafka: Callable[..., EmbeddedKafka], tmp_path: Path
+) -> None:
+    broker = own_kafka()
+    audit = TopicAudit(broker.bootstrap, "away", KEY_SCHEMA)
+    process = start(configuration(tmp_path, broker.bootstrap))
+    try:
+        while audit.end() < ROWS // 10:
+            assert process.poll() is None, process.communicate()[1]
+            time.sleep(0.05)
+        broker.kill()
+        time.sleep(1)
+        process.send_signal(signal.SIGTERM)
+        out, err = process.communicate(timeout=50)
+    finally:
+        process.kill()
+        audit.close()
+    assert process.returncode == 143, err
+    assert "Traceback" not in err
+    assert json.loads(out)["state"] == "stopped"
