@@ -147,6 +147,11 @@ static int bind(Run *run, Node *n, const struct ArrowArray *array)
     if (buffers > 1 && !n->x && array->length > 0 && !(n->layout == L_FIXED && n->a == 0))
         return malformed(run, n);
     switch (n->op) {
+    case OP_BYTES:
+    case OP_ENUM:
+        /* The interface does not tell a buffer's size, but no value may reach beyond the last one's end. */
+        n->limit = array->length == 0 ? 0 : n->layout == L_VAR32 ? LOAD(int32_t, n->x, end) : LOAD(int64_t, n->x, end);
+        return 1;
     case OP_RECORD:
         return bind_children(run, n, array, end);
     case OP_ARRAY:
@@ -263,7 +268,7 @@ static inline const uint8_t *load_bytes(const Node *n, int64_t i, int64_t *size)
         start = LOAD(int64_t, n->x, i);
         end = LOAD(int64_t, n->x, i + 1);
     }
-    *size = start < 0 || end < start || (end > start && !n->data) ? -1 : end - start;
+    *size = start < 0 || end < start || end > n->limit || (end > start && !n->data) ? -1 : end - start;
     return n->data ? n->data + start : (const uint8_t *)"";
 }
 

@@ -66,7 +66,7 @@ typedef struct {
     const uint8_t *x;     /* values, or offsets */
     const uint8_t *data;  /* bytes of a variable layout */
     int64_t offset;
-    int64_t limit;        /* length of the child (lists) or of the dictionary */
+    int64_t limit;        /* length of the child (lists), the dictionary, or the bytes */
     int64_t base;         /* offset of a map's entries */
 } Node;
 

@@ -97,6 +97,10 @@ class AvroEncoder:
         """The columns that the plan reads, cast to the types that it reads them in (most are so already)."""
         assert self.plan is not None
         self._expect(batch.schema)
+        try:
+            batch.validate()  # by column, not by value: the kernel relies on the buffers' sizes
+        except pa.ArrowInvalid as error:
+            raise EncodeError(f"malformed Arrow data: {error}") from None
         if self.plan.as_is:
             return batch
         columns = [

@@ -33,7 +33,7 @@ def python_rows(names: Names, batch: pa.RecordBatch) -> list[dict[str, Any]]:
         index = source_column(field, by_name)
         if index is not None:
             columns[field["name"]] = _values(names, field["type"], batch.column(index))
-    return [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
+    return [{name: column[row] for name, column in columns.items()} for row in range(batch.num_rows)]
 
 
 def _values(names: Names, avro: AvroType, array: pa.Array) -> list[Any]:

@@ -117,8 +117,7 @@ SCALARS: dict[str, Case] = {
 
 
 def _lists(item: Case, make: Callable[[pa.DataType], pa.DataType], size: int | None = None) -> Case:
-    bounds = {"max_size": 4} if size is None else {"min_size": size, "max_size": size}
-    values = st.lists(st.none() | item.values, **bounds)
+    values = st.lists(st.none() | item.values, min_size=size or 0, max_size=4 if size is None else size)
     return Case(make(item.arrow), values, lambda v: [None if x is None else item.to_avro(x) for x in v])
 
 
