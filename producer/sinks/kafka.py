@@ -14,7 +14,7 @@ from collections import defaultdict
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, TypedDict, Unpack
 
 import pyarrow as pa
 from aiokafka import AIOKafkaProducer
@@ -28,6 +28,8 @@ from producer.sinks.record_batch import HEADER_BYTES, FinishedBatch
 
 #: How long pages that are given up may take to notice.
 _CLOSE_TIMEOUT_S = 2.0
+#: Uncompressed size up to which records go into one compressed batch.
+_DENSE_BLOCK_BYTES = 4 * 2**20
 
 
 class RecordBlock(Protocol):
@@ -43,18 +45,22 @@ class RecordBlock(Protocol):
     def records(self) -> bytes | memoryview: ...
 
 
-class RecordEncoder(Protocol):
-    """Writes rows as framed records, each partition's in the order of the rows."""
+class _Form(TypedDict):
+    partitions: int
+    headers: Sequence[tuple[str, bytes]]
+    max_block_bytes: int
+    timestamp_ms: int
 
-    def encode(
-        self,
-        batch: pa.RecordBatch,
-        *,
-        partitions: int,
-        headers: Sequence[tuple[str, bytes]],
-        max_block_bytes: int,
-        timestamp_ms: int,
-    ) -> Sequence[RecordBlock]: ...
+
+class RecordEncoder(Protocol):
+    """Writes rows as framed records, each partition's in the order of the rows.
+
+    RecordTooLargeError for a record that is larger than ``max_block_bytes``.
+    """
+
+    def encode(self, batch: pa.RecordBatch, **form: Unpack[_Form]) -> Sequence[RecordBlock]: ...
+
+    def tombstones(self, key_batch: pa.RecordBatch, **form: Unpack[_Form]) -> Sequence[RecordBlock]: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -166,14 +172,25 @@ class KafkaWriter:
         if self._config.headers and page.position is not None:
             position = json.dumps(position_to_json(page.position), separators=(",", ":"))
             headers.append(("position", position.encode()))
+        if self._config.compression != "none":
+            # The limit is for what goes over the wire, and most data are a fraction of themselves by then.
+            try:
+                return self._prepared(page, headers, max(self._max_batch_bytes, _DENSE_BLOCK_BYTES))
+            except RecordTooLargeError:
+                pass
+        return self._prepared(page, headers, self._max_batch_bytes - HEADER_BYTES)
+
+    def _prepared(self, page: Page, headers: Sequence[tuple[str, bytes]], max_block_bytes: int) -> PreparedBatches:
         timestamp_ms = self._now_ms()
-        blocks = self._encoder.encode(
-            page.batch,
-            partitions=self._topic.partitions,
-            headers=headers,
-            max_block_bytes=self._max_batch_bytes - HEADER_BYTES,
-            timestamp_ms=timestamp_ms,
-        )
+        form: _Form = {
+            "partitions": self._topic.partitions,
+            "headers": headers,
+            "max_block_bytes": max_block_bytes,
+            "timestamp_ms": timestamp_ms,
+        }
+        blocks = list(self._encoder.encode(page.batch, **form))
+        if page.tombstones is not None:
+            blocks += self._encoder.tombstones(page.tombstones, **form)
         batches: defaultdict[int, list[FinishedBatch]] = defaultdict(list)
         total_bytes = 0
         for block in blocks:

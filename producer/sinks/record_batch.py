@@ -11,7 +11,8 @@ import zlib
 from typing import Literal
 
 import pyarrow as pa
-from aiokafka.record.util import calc_crc32c
+
+from producer.encoding.checksums import crc32c
 
 Codec = Literal["none", "gzip", "snappy", "lz4", "zstd"]
 
@@ -135,5 +136,5 @@ class FinishedBatch:
         struct.pack_into(">qhi", self._buffer, _PRODUCER_AT, producer_id, producer_epoch, base_sequence & 0x7FFF_FFFF)
 
     def _build(self) -> bytearray:
-        struct.pack_into(">I", self._buffer, _CRC_AT, calc_crc32c(memoryview(self._buffer)[_CRC_FROM:]))
+        struct.pack_into(">I", self._buffer, _CRC_AT, crc32c(memoryview(self._buffer)[_CRC_FROM:]))
         return self._buffer

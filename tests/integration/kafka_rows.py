@@ -13,6 +13,7 @@ from aiokafka import AIOKafkaConsumer, ConsumerRecord, TopicPartition
 from aiokafka.partitioner import murmur2
 
 from producer.config import KafkaConfig, StreamConfig
+from producer.errors import RecordTooLargeError
 from producer.kafka import client_options
 from producer.model import KeyPosition, Page
 
@@ -65,11 +66,28 @@ class TextEncoder:
             partition = (murmur2(key) & 0x7FFFFFFF) % partitions
             count, records = open_blocks.get(partition, (0, b""))
             record = framed(count, key, row["text"].encode(), headers)
+            if len(record) > max_block_bytes:
+                raise RecordTooLargeError(f"the record with key {key.decode()} is too large", size=len(record))
             if count and len(records) + len(record) > max_block_bytes:
                 done.append(Block(partition, count, records))
                 count, records, record = 0, b"", framed(0, key, row["text"].encode(), headers)
             open_blocks[partition] = (count + 1, records + record)
         return done + [Block(p, count, records) for p, (count, records) in open_blocks.items()]
+
+    def tombstones(
+        self,
+        key_batch: pa.RecordBatch,
+        *,
+        partitions: int,
+        headers: Sequence[tuple[str, bytes]],
+        max_block_bytes: int,
+        timestamp_ms: int,
+    ) -> list[Block]:
+        rows: dict[int, list[bytes]] = {}
+        for key in (str(row["id"]).encode() for row in key_batch.to_pylist()):
+            records = rows.setdefault((murmur2(key) & 0x7FFFFFFF) % partitions, [])
+            records.append(framed(len(records), key, None, headers))
+        return [Block(p, len(records), b"".join(records)) for p, records in rows.items()]
 
 
 def page(first: int, last: int, *, text: str = "text {}") -> Page:
