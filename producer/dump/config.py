@@ -91,8 +91,8 @@ class DumpConfig:
         order = (self.order_by,) if isinstance(self.order_by, str) else tuple(self.order_by or ())
         terms = tuple(term.strip() for text in order for term in text.split(",") if term.strip())
         by_range = self.strategy is DumpStrategy.ID_RANGE
-        if by_range and terms in (("id ASC",), ("id",)):
-            terms = ()  # its own order
+        if terms in (("id ASC",), ("id",)):
+            terms = ()  # the table's own key, which a source knows better
         return StreamConfig(
             name=self.name,
             source="dump",

@@ -148,9 +148,9 @@ class AsyncDumpManager:
         schema = pa.schema([f for f in dataset.schema if f.name not in dataset.hidden])
         avro_schema = None
         if config.format is DumpFormat.AVRO:
-            from producer.encoding.schema import value_schema
+            from producer.encoding.schema import derive_value_schema
 
-            avro_schema = dataset.value_schema or value_schema(dataset, name=config.name)
+            avro_schema = derive_value_schema(dataset)
         form = file_format(config.format, schema, compress=config.compress, avro_schema=avro_schema)
         large = (dataset.rows_estimate or 0) > SHEET_ROWS
         if form.may_chunk and (large if beginning.chunked is None else beginning.chunked):

@@ -42,7 +42,7 @@ class IptvPortalConfig(Model):
 class IptvPortalSource:
     """Tables of the IPTVPortal API. Sessions are renewed by the client; retries are the engine's."""
 
-    def __init__(self, name: str, config: IptvPortalConfig) -> None:
+    def __init__(self, config: IptvPortalConfig) -> None:
         client = AsyncIPTVPortalClient(
             domain=config.domain,
             url=config.url,
