@@ -39,7 +39,7 @@ DISTINCT_PAGES = 20
 def make_pages(page_rows: int) -> tuple[Dataset, list[Page]]:
     """Rows as in the comparison of whole systems: nine columns, about 200 bytes, a fifth null."""
     rng = np.random.default_rng(1)
-    words = np.array("alpha beta gamma delta order item price late paid sent open north south".split())
+    words = np.array(["alpha", "beta", "gamma", "delta", "order", "item", "price", "late", "paid", "sent", "north"])
     schema = pa.schema(
         [
             pa.field("id", pa.int64(), nullable=False),
@@ -146,7 +146,7 @@ async def by_aiokafka(config: KafkaConfig, topic: str, pages: Sequence[Sequence[
         for _ in range(repeat):
             for page in pages:
                 now = time.time_ns() // 1_000_000
-                batches = {}
+                batches: dict[int, Any] = {}
                 for key, value, partition in page:
                     batch = batches.get(partition)
                     if batch is None:

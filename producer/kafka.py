@@ -224,11 +224,12 @@ async def abandon(producer: AIOKafkaProducer, deadline_s: float = 2.0) -> None:
     # Cancelled first: a request on its way could queue failed batches again.
     producer._sender.sender_task.cancel()
     accumulator = producer._message_accumulator
+    batches = [*accumulator._pending_batches, *(batch for queue in accumulator._batches.values() for batch in queue)]
     accumulator.fail_all(ke.ProducerClosed())
     await give_up(producer.stop, deadline_s)
     await give_up(producer.client.close, deadline_s)  # stop() may not have come to that
-    # These hold the error too, and asyncio would print the tracebacks of those that nobody looked at.
-    told = [batch._drain_waiter for batches in accumulator._batches.values() for batch in batches]
+    # asyncio would print the tracebacks of those that nobody looked at.
+    told = [future for batch in batches for future in (batch.future, batch._drain_waiter)]
     if producer._txn_manager is not None:
         told.append(producer._txn_manager.wait_for_transaction_end())
     for future in told:
