@@ -118,27 +118,32 @@ class Server:
         assert task is not None
         self._tasks.add(task)
         self.connections += 1
-        packets = wire.Packets(reader, writer)
-        peer: _Peer | None = None
-        with suppress(asyncio.IncompleteReadError, ConnectionError, asyncio.CancelledError):
+        try:
+            await self._serve_packets(wire.Packets(reader, writer))
+        except (asyncio.IncompleteReadError, ConnectionError, asyncio.CancelledError):
+            pass
+        finally:
+            self._tasks.discard(task)
+            writer.close()
+
+    async def _serve_packets(self, packets: wire.Packets) -> None:
+        first = await packets.receive()
+        if first[:8] == bytes(8):
+            auth_key = await handshake.exchange_keys(packets, first)
+            self._keys[auth_key.key_id] = auth_key
             first = await packets.receive()
-            if first[:8] == bytes(8):
-                auth_key = await handshake.exchange_keys(packets, first)
-                self._keys[auth_key.key_id] = auth_key
-                first = await packets.receive()
-            known = self._keys.get(struct.unpack("<Q", first[:8])[0])
-            if known is None:
-                await packets.send(struct.pack("<i", -404))  # the transport's error for an unknown key
-                return
-            peer = _Peer(packets, known, self._salt)
-            self._peers.add(peer)
+        known = self._keys.get(struct.unpack("<Q", first[:8])[0])
+        if known is None:
+            await packets.send(struct.pack("<i", -404))  # the transport's error for an unknown key
+            return
+        peer = _Peer(packets, known, self._salt)
+        self._peers.add(peer)
+        try:
             await self._receive(peer, first)
             while True:
                 await self._receive(peer, await packets.receive())
-        if peer is not None:
+        finally:
             self._peers.discard(peer)
-        self._tasks.discard(task)
-        writer.close()
 
     async def _receive(self, peer: _Peer, packet: bytes) -> None:
         incoming = wire.decrypt(peer.auth_key, packet)

@@ -309,3 +309,5 @@ async def disconnect(client: Any) -> None:
     with contextlib.suppress(Exception):
         async with asyncio.timeout(CLOSE_TIMEOUT_S):
             await client.disconnect()
+    # the error that ended the connection was told where it was met; unread, the event loop would print it as well
+    client.disconnected.add_done_callback(lambda ended: ended.cancelled() or ended.exception())

@@ -34,7 +34,7 @@ class Watch:
 
     size: int
     edits: dict[int, dt.datetime | None] = field(default_factory=dict)
-    first: bool = True
+    resumed: bool = False  #: nothing is remembered of what was read before; cleared by the first look
 
     def saw(self, messages: Sequence[Any]) -> None:
         """Remembers messages that were just handed over."""
@@ -46,14 +46,16 @@ class Watch:
         """Messages up to `last_id` that were edited, and ids that are gone, as the newest messages tell (`whole`: and
         they are all that there are).
 
-        On the first look after a start nothing is remembered, so every edited message counts as just edited.
+        On the first look after a restart nothing is remembered, so every edited message counts as just edited.
         """
         if not self.size:
             return [], []
         seen = [m for m in answer.messages if m.id <= last_id]
         known = self.edits
         edited = [
-            m for m in seen if m.edit_date is not None and (known[m.id] != m.edit_date if m.id in known else self.first)
+            m
+            for m in seen
+            if m.edit_date is not None and (known[m.id] != m.edit_date if m.id in known else self.resumed)
         ]
         lowest = 0 if whole else min(m.id for m in answer.messages)
         present = answer.ids
@@ -61,7 +63,7 @@ class Watch:
         for number in gone:
             del known[number]
         self.saw(seen)
-        self.first = False
+        self.resumed = False
         return edited, gone
 
     def _trim(self) -> None:
@@ -134,6 +136,7 @@ class ChatReader:
         self._upper = None if upper is None else upper[1]
         self._watch = Watch(edit_window if upper is None else 0)
         self._looking = False
+        self._fresh = True
         self.news: dict[int, News] = {}  #: by chat; the source adds to it where updates are wanted
         self.top = 0  #: the newest id known of the chat that is being read
         self.count = 0  #: how many messages that chat has
@@ -156,6 +159,8 @@ class ChatReader:
     async def fetch(self, position: Position | None, limit: int) -> Page:
         """See `PageReader.fetch`. Where no turn comes within `HOLD_S`, the page is empty and not the last."""
         chat_id, last = start = place_of(position) or self._start
+        if self._fresh:
+            self._fresh, self._watch.resumed = False, position is not None
         cursor = _Cursor(self._chat(chat_id), last, record.Rows(self._account.me.id), start)
         deadline = self._clock() + GATHER_S
         try:

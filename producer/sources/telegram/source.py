@@ -20,7 +20,7 @@ from producer.sources.telegram.account import Account
 from producer.sources.telegram.chats import Chat, Chats, marked_id
 from producer.sources.telegram.config import TelegramConfig, chat_filter
 from producer.sources.telegram.media import Downloads
-from producer.sources.telegram.reader import ChatReader, News, place_of
+from producer.sources.telegram.reader import ChatReader, Enrich, News, place_of
 
 MIN_SPLIT_MESSAGES = 20_000  #: smaller pieces gain nothing: requests wait for one another at the rate limiter
 
@@ -79,7 +79,8 @@ class TelegramSource:
         """The chat's data set. ConfigError for an unknown chat and for what a chat cannot do (OFFSET, a key)."""
         at = f"streams.{stream.name}"
         if stream.chat is None:
-            raise ConfigError(f"{at}.chat is missing", hint="@name, a t.me link, a numeric id, or id:access_hash")
+            hint = "chat: @name, a t.me link, a numeric id, or id:access_hash"
+            raise ConfigError(f"{at}.table: a Telegram stream names a chat, not a table", hint=hint)
         if stream.traversal != "ID_RANGE":
             raise ConfigError(
                 f"{at}.traversal: a chat has no {stream.traversal}", hint="ID_RANGE: message ids only rise"
@@ -116,7 +117,7 @@ class TelegramSource:
     async def plan(self, stream: StreamConfig, dataset: Dataset) -> Sequence[Split]:
         """What the chat was before its migration as one split, the chat itself as up to ``max_parallel`` of equal
         numbers of messages; the last one is open for a tail. A plain tail begins after the newest message."""
-        *former, chat = await self._succession(stream)
+        *former, chat = await self.succession(stream)
         start, end = chat_filter(stream.where, stream.name).bounds
         splits: list[Split] = []
         if stream.mode != "tail":
@@ -149,18 +150,20 @@ class TelegramSource:
     async def reader(self, stream: StreamConfig, dataset: Dataset, split: Split) -> ChatReader:
         """A reader of one split; its requests take turns with those of all other readers of the account."""
         downloads = Downloads(self.account, self._config) if Downloads.wanted(self._config) else None
-        reader = ChatReader(
-            self.account,
-            self.chats,
-            split,
-            await self._succession(stream),
-            dataset.schema,
-            bounds=chat_filter(stream.where, stream.name).bounds,
-            edit_window=self._config.edit_window,
-            enrich=downloads.enrich if downloads else None,
-        )
+        enrich = downloads.enrich if downloads else None
+        reader = self.open_reader(stream, split, dataset.schema, await self.succession(stream), enrich=enrich)
         self._readers[stream.name, split.id] = reader
         return reader
+
+    def open_reader(
+        self, stream: StreamConfig, split: Split, schema: pa.Schema, chats: Sequence[Chat], *, enrich: Enrich | None
+    ) -> ChatReader:
+        """A reader that updates are not told to; `enrich` downloads what is wanted beside the messages."""
+        bounds = chat_filter(stream.where, stream.name).bounds
+        window = self._config.edit_window
+        return ChatReader(
+            self.account, self.chats, split, chats, schema, bounds=bounds, edit_window=window, enrich=enrich
+        )
 
     async def remaining(self, stream: StreamConfig, dataset: Dataset, checkpoint: Checkpoint) -> int | None:
         """About how many messages are to come: the ids that are left, times how many of the chat's ids are taken."""
@@ -172,7 +175,8 @@ class TelegramSource:
         top = upper[1] if upper is not None else reader.top
         return max(0, round((top - place[1]) * min(1.0, reader.count / max(reader.top, top, 1))))
 
-    async def _succession(self, stream: StreamConfig) -> tuple[Chat, ...]:
+    async def succession(self, stream: StreamConfig) -> tuple[Chat, ...]:
+        """The stream's chat with what it was before; see `Chats.succession`."""
         if stream.name not in self._successions:
             assert stream.chat is not None
             chat = await self.chats.resolve(stream.chat)
