@@ -21,7 +21,7 @@ from producer.sources.sql import keyset, splits
 from producer.sources.sql.dialects import open_database
 from producer.sources.sql.keyset import Selection
 from producer.sources.sql.names import parameter_names
-from producer.sources.sql.table import Database, Session
+from producer.sources.sql.table import Database, Options, Session
 from producer.traversal import is_last, key_values, offset_rows, offset_split, offset_window, start_of
 
 #: From this many skipped rows on, an OFFSET page finds its keys in the index first (see benchmarks/README.md).
@@ -43,12 +43,8 @@ class SqlSource:
 
     def __init__(self, config: SqlConfig) -> None:
         self._executor = ThreadPoolExecutor(config.max_connections, thread_name_prefix="sql")
-        self._database: Database = open_database(
-            config.url.get_secret_value(),
-            statement_timeout_s=config.statement_timeout_s,
-            connect_timeout_s=config.connect_timeout_s,
-            executor=self._executor,
-        )
+        options = Options(config.url.get_secret_value(), config.statement_timeout_s, config.connect_timeout_s)
+        self._database = open_database(options, self._executor)
         self._selections: dict[str, Selection] = {}
 
     async def start(self) -> None:
@@ -88,7 +84,7 @@ class SqlSource:
             },
             hidden=selection.hidden,
             rows_estimate=rows,
-            row_bytes_estimate=row_bytes,
+            row_bytes_estimate=row_bytes or table.row_bytes_estimate,
             namespace=".".join(table.path[:-1]),
             comment=table.comment,
         )

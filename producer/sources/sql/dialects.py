@@ -1,25 +1,39 @@
-"""Owns the choice of a dialect by the URL's scheme; each is imported only when it is chosen."""
+"""Owns the choice of a dialect by the URL's scheme; each is imported only when it is chosen.
+
+Another database joins by an entry here: a module with a class that does what `producer.sources.sql.table.Database` says
+(``examples/duckdb`` has one, in a file of its own).
+"""
 
 from __future__ import annotations
 
+import importlib
 from concurrent.futures import Executor
 
 from producer.errors import ConfigError
-from producer.sources.sql.table import Database
+from producer.sources.sql.table import Database, Options
+
+#: scheme -> (module, class, extra that installs its driver); called with `Options` and the source's thread pool
+DIALECTS: dict[str, tuple[str, str, str]] = {
+    "postgresql": ("producer.sources.sql.postgres", "PostgresDatabase", "postgres"),
+    "postgres": ("producer.sources.sql.postgres", "PostgresDatabase", "postgres"),
+    "sqlite": ("producer.sources.sql.sqlite", "SqliteDatabase", "sqlite"),
+    "mysql": ("producer.sources.sql.mysql", "MysqlDatabase", "mysql"),
+    "mariadb": ("producer.sources.sql.mysql", "MysqlDatabase", "mysql"),
+}
 
 
-def open_database(url: str, *, statement_timeout_s: float, connect_timeout_s: float, executor: Executor) -> Database:
-    """The dialect for `url`, not connected yet. ConfigError for a URL without a known scheme."""
-    scheme, separator, _ = url.partition("://")
+def open_database(options: Options, executor: Executor) -> Database:
+    """The dialect for the URL, not connected yet. ConfigError for one without a known scheme or a driver for it."""
+    scheme, separator, _ = options.url.partition("://")
     name = scheme.partition("+")[0].lower()
     if not separator or not name:
         raise ConfigError("the source's url has no scheme", hint="such as postgresql://user@host/database")
-    if name in ("postgresql", "postgres"):
-        from producer.sources.sql.postgres import PostgresDatabase, PostgresOptions
-
-        return PostgresDatabase(PostgresOptions(url, statement_timeout_s, connect_timeout_s), executor)
-    if name == "sqlite":
-        from producer.sources.sql.sqlite import SqliteDatabase
-
-        return SqliteDatabase(url, statement_timeout_s, executor)
-    raise ConfigError(f"sources of {name!r} are not known", hint="postgresql, sqlite, mysql or mariadb")
+    if name not in DIALECTS:
+        raise ConfigError(f"the source's url: {name!r} is no known database", hint="known: " + ", ".join(DIALECTS))
+    module, factory, extra = DIALECTS[name]
+    try:
+        database: Database = getattr(importlib.import_module(module), factory)(options, executor)
+    except ImportError as error:
+        hint = f"install it with the extra {extra!r}"
+        raise ConfigError(f"the driver of {name} is not installed: {error}", hint=hint) from None
+    return database

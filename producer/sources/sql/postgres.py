@@ -13,7 +13,6 @@ import json
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor
-from dataclasses import dataclass
 from datetime import date
 from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -36,7 +35,7 @@ from producer.sources.sql.arrow import Unreadable
 from producer.sources.sql.names import bind_named, split_name
 from producer.sources.sql.postgres_catalog import parameter_types, reflect
 from producer.sources.sql.scalars import key_scalar, last_key
-from producer.sources.sql.table import Query, Rows, Table
+from producer.sources.sql.table import Options, Query, Rows, Table
 from producer.sources.sql.threads import STOP_GRACE_S, in_thread
 
 if TYPE_CHECKING:
@@ -48,15 +47,6 @@ _SAMPLE_ROWS = 20_000
 _SAMPLE_FROM_ROWS = 200_000  # below this many rows all keys are looked at
 
 
-@dataclass(frozen=True, slots=True)
-class PostgresOptions:
-    """Where and how to connect. Times in seconds."""
-
-    url: str
-    statement_timeout_s: float
-    connect_timeout_s: float
-
-
 class PostgresDatabase:
     """See `producer.sources.sql.table.Database`."""
 
@@ -64,7 +54,7 @@ class PostgresDatabase:
     row_values = True
     has_planner = True
 
-    def __init__(self, options: PostgresOptions, executor: Executor) -> None:
+    def __init__(self, options: Options, executor: Executor) -> None:
         self._options = options
         self._executor = executor
         self._meta = PostgresSession(options, executor)
@@ -101,7 +91,7 @@ class PostgresDatabase:
 class PostgresSession:
     """See `producer.sources.sql.table.Session`."""
 
-    def __init__(self, options: PostgresOptions, executor: Executor) -> None:
+    def __init__(self, options: Options, executor: Executor) -> None:
         self._options = options
         self._executor = executor
         self._connection: Connection | None = None
@@ -175,7 +165,7 @@ class PostgresSession:
 
 
 @contextlib.contextmanager
-def _transaction(connection: Connection, options: PostgresOptions, query: Query) -> Iterator[str]:
+def _transaction(connection: Connection, options: Options, query: Query) -> Iterator[str]:
     """Makes the transaction read-only, sets its timeout and the query's values; yields the SQL that reads them."""
     names = [name for name, value in query.params.items() if value is not None]
     settings = ["set_config('transaction_read_only', 'on', true)", "set_config('TimeZone', 'UTC', true)"]
@@ -256,7 +246,7 @@ def _close(connection: Connection) -> None:
         connection.close()
 
 
-def _libpq_uri(options: PostgresOptions) -> str:
+def _libpq_uri(options: Options) -> str:
     """The configured URL for libpq: SQLAlchemy's driver suffix dropped, time limits on every wait of the socket."""
     parts = urlsplit(options.url)
     asked = dict(parse_qsl(parts.query, keep_blank_values=True))
@@ -274,7 +264,7 @@ def _libpq_uri(options: PostgresOptions) -> str:
 
 
 @contextlib.contextmanager
-def _translated(options: PostgresOptions) -> Iterator[None]:
+def _translated(options: Options) -> Iterator[None]:
     try:
         yield
     except adbc.Error as error:
@@ -285,7 +275,7 @@ def _translated(options: PostgresOptions) -> Iterator[None]:
 _REFUSED = re.compile("authentication failed|no password supplied|pg_hba|role .* does not exist")
 
 
-def _translate(error: Any, options: PostgresOptions) -> ProducerError:
+def _translate(error: Any, options: Options) -> ProducerError:
     """The driver's error as ours: by SQLSTATE where there is one, by libpq's text where a connection was refused."""
     state = (error.sqlstate or "").strip("\0")
     parts = urlsplit(options.url)

@@ -32,7 +32,7 @@ from producer.model import KeyScalar
 from producer.sources.sql import sqlite_types
 from producer.sources.sql.arrow import Unreadable
 from producer.sources.sql.names import bind_named, nearest, quote, split_name
-from producer.sources.sql.table import Query, Rows, Table
+from producer.sources.sql.table import Options, Query, Rows, Table
 from producer.sources.sql.threads import in_thread
 
 if TYPE_CHECKING:
@@ -48,12 +48,12 @@ class SqliteDatabase:
     row_values = True
     has_planner = False
 
-    def __init__(self, url: str, timeout_s: float, executor: Executor) -> None:
-        name = unquote(url.partition("://")[2].removeprefix("/").partition("?")[0])
+    def __init__(self, options: Options, executor: Executor) -> None:
+        name = unquote(options.url.partition("://")[2].removeprefix("/").partition("?")[0])
         if name in ("", ":memory:"):
             raise ConfigError("an SQLite source needs a file", hint="sqlite:///relative.db or sqlite:////absolute.db")
         self._path = Path(name)
-        self._timeout_s = timeout_s
+        self._timeout_s = options.statement_timeout_s
         self._executor = executor
         self._meta = self.session()
 

@@ -15,6 +15,15 @@ Params = Mapping[str, Json | KeyScalar]
 
 
 @dataclass(frozen=True, slots=True)
+class Options:
+    """Where and how to connect. Times in seconds."""
+
+    url: str
+    statement_timeout_s: float
+    connect_timeout_s: float
+
+
+@dataclass(frozen=True, slots=True)
 class Column:
     """One column: `field` as it stands in pages, `select` the SQL expression that yields it from the table under the
     alias ``t``, `sql_type` for casts.
@@ -37,7 +46,7 @@ class Table:
     """A table or view as the database describes it.
 
     `source` is its quoted name for FROM. `unique` lists the column sets that are unique without nulls, the primary
-    key first.
+    key first. `row_bytes_estimate` is for databases whose `Session.estimate` does not know it.
     """
 
     path: tuple[str, ...]
@@ -46,6 +55,7 @@ class Table:
     unique: tuple[tuple[str, ...], ...] = ()
     comment: str = ""
     is_view: bool = False
+    row_bytes_estimate: int | None = None
 
     def column(self, name: str) -> Column:
         return next(column for column in self.columns if column.name == name)
@@ -100,7 +110,7 @@ class Database(Protocol):
     mark: str
     #: whether ``(a, b) > (x, y)`` is answered from an index
     row_values: bool
-    #: whether `Session.estimate` costs no more than a planner's guess
+    #: whether `Session.estimate` is quick and good for any range of keys
     has_planner: bool
 
     async def start(self) -> None: ...

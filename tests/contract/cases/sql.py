@@ -31,7 +31,7 @@ MOMENTS = [(dt.datetime(1969, 12, 31, 23, 59, 59, 999990) + dt.timedelta(microse
 KEYS: dict[str, tuple[dict[str, Sequence[str]], list[tuple[Any, ...]]]] = {
     "integer": ({"id": ("bigint", "integer", "bigint")}, INTEGERS),
     "composite": ({"a": ("text", "text", "varchar(20)"), "b": ("int", "integer", "int")}, PAIRS),
-    "uuid": ({"u": ("uuid", "uuid", "uuid")}, UUIDS),
+    "uuid": ({"u": ("uuid", "uuid", "char(36) collate utf8mb4_bin")}, UUIDS),
     "text": ({"t": ('text collate "C"', "text", "varchar(20) collate utf8mb4_bin")}, TEXTS),
     "timestamp": ({"at": ("timestamp", "timestamp", "datetime(6)")}, MOMENTS),
 }

@@ -1,0 +1,309 @@
+"""Owns MySQL and MariaDB: reflection from information_schema, and pages through SQLAlchemy and an async driver.
+
+The driver is told to leave values as the server's text, and whole columns of them are cast in Arrow: no Decimal or
+datetime object is made for any value.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import datetime as dt
+import decimal
+import uuid
+from collections.abc import AsyncIterator, Mapping
+from concurrent.futures import Executor
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import pyarrow as pa
+from sqlalchemy.engine import make_url
+from sqlalchemy.exc import DBAPIError, SQLAlchemyError
+from sqlalchemy.ext.asyncio import create_async_engine
+from sqlalchemy.pool import NullPool
+
+from producer.errors import (
+    AuthenticationError,
+    ConfigError,
+    PermanentError,
+    ProducerError,
+    SourceUnavailableError,
+    TransientError,
+)
+from producer.model import KeyScalar
+from producer.sources.sql import mysql_types
+from producer.sources.sql.arrow import Unreadable
+from producer.sources.sql.names import bind_named, nearest, quote, split_name
+from producer.sources.sql.scalars import key_scalar, last_key
+from producer.sources.sql.table import Options, Query, Rows, Table
+
+if TYPE_CHECKING:
+    from sqlalchemy.engine import URL
+    from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
+
+T = TypeVar("T")
+
+_TABLES = """
+SELECT TABLE_NAME, TABLE_TYPE, TABLE_COMMENT, AVG_ROW_LENGTH FROM information_schema.TABLES WHERE TABLE_SCHEMA = %s
+"""
+_COLUMNS = """
+SELECT COLUMN_NAME, DATA_TYPE, COLUMN_TYPE, IS_NULLABLE, NUMERIC_PRECISION, NUMERIC_SCALE, COLUMN_COMMENT
+FROM information_schema.COLUMNS WHERE TABLE_SCHEMA = %s AND TABLE_NAME = %s ORDER BY ORDINAL_POSITION
+"""
+_UNIQUE = """
+SELECT INDEX_NAME, COLUMN_NAME, NULLABLE, SUB_PART FROM information_schema.STATISTICS
+WHERE TABLE_SCHEMA = %s AND TABLE_NAME = %s AND NON_UNIQUE = 0
+ORDER BY INDEX_NAME <> 'PRIMARY', INDEX_NAME, SEQ_IN_INDEX
+"""
+_CHECKS = """
+SELECT CHECK_CLAUSE FROM information_schema.CHECK_CONSTRAINTS WHERE CONSTRAINT_SCHEMA = %s AND TABLE_NAME = %s
+"""
+
+
+class MysqlDatabase:
+    """See `producer.sources.sql.table.Database`."""
+
+    mark = "`"
+    row_values = False
+    has_planner = False  # its guess for a range of more than half of the rows is half of the rows
+
+    def __init__(self, options: Options, executor: Executor) -> None:
+        url = make_url(options.url)
+        if "+" not in url.drivername:
+            url = url.set(drivername=url.drivername + "+asyncmy")
+        self._url = url
+        self._options = options
+        self._engine = _engine(url, options)
+        self._meta = self.session()
+
+    async def start(self) -> None:
+        await self._meta.rows("SELECT 1", ())
+
+    async def close(self) -> None:
+        await self._meta.close()
+        await self._engine.dispose()
+
+    def session(self) -> MysqlSession:
+        return MysqlSession(self._engine, self._url, self._options)
+
+    async def table(self, name: str, *, decimal: str | None) -> Table:
+        path = split_name(name, fold=str)
+        schema = path[0] if len(path) == 2 else self._url.database
+        if schema is None or len(path) > 2:
+            raise ConfigError(
+                f"table {name!r} is not there", hint="write it as database.table, or put /database in url"
+            )
+        tables = {row[0]: row for row in await self._meta.rows(_TABLES, (schema,))}
+        real = path[-1] if path[-1] in tables else next((t for t in tables if t.lower() == path[-1].lower()), None)
+        if real is None:
+            raise ConfigError(f"table {name!r} is not there", hint=nearest(path[-1], tables))
+        _, kind, comment, row_bytes = tables[real]
+        checks = await self._checks(schema, real)
+        columns = tuple(
+            mysql_types.column(
+                mysql_types.Declared(
+                    column,
+                    data_type,
+                    full,
+                    nullable == "YES",
+                    int(precision or 0),
+                    int(scale or 0),
+                    remark,
+                    f"json_valid({quote(column, '`')})" in checks,
+                )
+            )
+            for column, data_type, full, nullable, precision, scale, remark in await self._meta.rows(
+                _COLUMNS, (schema, real)
+            )
+        )
+        return Table(
+            (schema, real),
+            f"{quote(schema, '`')}.{quote(real, '`')}",
+            columns,
+            await self._unique(schema, real),
+            "" if comment == "VIEW" else comment,
+            "VIEW" in kind,
+            int(row_bytes or 0) or None,
+        )
+
+    async def _checks(self, schema: str, table: str) -> frozenset[str]:
+        """The table's check clauses; MySQL's own view of them has no TABLE_NAME, nor does it need one to tell JSON."""
+        if "mariadb" not in (await self._meta.rows("SELECT VERSION()", ()))[0][0].lower():
+            return frozenset()
+        return frozenset(row[0].lower() for row in await self._meta.rows(_CHECKS, (schema, table)))
+
+    async def _unique(self, schema: str, table: str) -> tuple[tuple[str, ...], ...]:
+        found: dict[str, list[str]] = {}
+        unfit: set[str] = set()
+        for index, column, nullable, prefix in await self._meta.rows(_UNIQUE, (schema, table)):
+            found.setdefault(index, []).append(column)
+            if nullable == "YES" or prefix is not None or column is None:
+                unfit.add(index)
+        return tuple(tuple(columns) for index, columns in found.items() if index not in unfit)
+
+    async def parameter_types(self, sql: str, names: tuple[str, ...]) -> Mapping[str, str]:
+        await self._meta.rows("EXPLAIN " + bind_named(sql, lambda name: "NULL"), ())
+        return {}
+
+    def sample(self, table: Table, rows: int | None) -> str | None:
+        return None
+
+
+class MysqlSession:
+    """See `producer.sources.sql.table.Session`."""
+
+    def __init__(self, engine: AsyncEngine, url: URL, options: Options) -> None:
+        self._engine = engine
+        self._url = url
+        self._options = options
+        self._connection: AsyncConnection | None = None
+
+    async def fetch(self, query: Query) -> Rows:
+        found = await self.rows(*_bound(query))
+        return await asyncio.to_thread(_page, query, found)
+
+    async def keys(self, query: Query) -> list[tuple[KeyScalar, ...]]:
+        batch = (await self.fetch(query)).batch
+        fields = list(batch.schema)
+        columns = [[key_scalar(field, value) for value in batch.column(i)] for i, field in enumerate(fields)]
+        return list(zip(*columns, strict=True))
+
+    async def estimate(self, query: Query) -> tuple[int, int] | None:
+        sql, values = _bound(query)
+        async with self._using() as connection:
+            result = await connection.exec_driver_sql("EXPLAIN " + sql, values)
+            row = result.mappings().first()
+        return None if row is None or row.get("rows") is None else (int(row["rows"]), 0)
+
+    async def rows(self, sql: str, values: tuple[Any, ...]) -> list[Any]:
+        """All rows, each value as text, bytes or None."""
+        async with self._using() as connection:
+            result = await connection.exec_driver_sql(sql, values)
+            return list(result.fetchall())
+
+    async def close(self) -> None:
+        connection, self._connection = self._connection, None
+        if connection is not None:
+            await _discard(connection)
+
+    @contextlib.asynccontextmanager
+    async def _using(self) -> AsyncIterator[AsyncConnection]:
+        """The session's connection, under a deadline; after any failure the next call connects anew."""
+        connection, self._connection = self._connection, None
+        deadline_s = self._options.connect_timeout_s + self._options.statement_timeout_s
+        try:
+            async with asyncio.timeout(deadline_s):
+                if connection is None:
+                    connection = await self._open()
+                yield connection
+            self._connection, connection = connection, None
+        except TimeoutError:
+            raise SourceUnavailableError(f"{_where(self._url)} did not answer within {deadline_s:g} s") from None
+        except (SQLAlchemyError, OSError) as error:
+            raise _translate(error, self._url) from None
+        finally:
+            if connection is not None:
+                await _discard(connection)
+
+    async def _open(self) -> AsyncConnection:
+        connection = await self._engine.connect()
+        timeout_s = self._options.statement_timeout_s
+        version = (await connection.exec_driver_sql("SELECT VERSION()")).scalar_one()
+        limit = (
+            f"max_statement_time = {timeout_s:f}"
+            if "mariadb" in str(version).lower()
+            else f"max_execution_time = {round(timeout_s * 1000):d}"
+        )
+        await connection.exec_driver_sql(f"SET SESSION time_zone = '+00:00', SESSION {limit}")
+        await connection.exec_driver_sql("SET SESSION TRANSACTION READ ONLY")
+        return connection
+
+
+def _engine(url: URL, options: Options) -> AsyncEngine:
+    from asyncmy.converters import conversions
+
+    # Encoders for parameters stay, decoders of values go.
+    kept = {kind: convert for kind, convert in conversions.items() if not isinstance(kind, int)}
+    return create_async_engine(
+        url,
+        poolclass=NullPool,
+        isolation_level="AUTOCOMMIT",
+        connect_args={"conv": kept, "charset": "utf8mb4", "connect_timeout": max(1, round(options.connect_timeout_s))},
+    )
+
+
+async def _discard(connection: AsyncConnection) -> None:
+    """Closes a connection that may be in the middle of anything."""
+    with contextlib.suppress(SQLAlchemyError, OSError):
+        await connection.invalidate()
+        await connection.close()
+
+
+def _bound(query: Query) -> tuple[str, tuple[Any, ...]]:
+    """The query in the driver's form: ``%s`` for each value in its place, every other ``%`` doubled."""
+    values: list[Any] = []
+
+    def one(name: str) -> str:
+        value = query.params[name]
+        items = value if isinstance(value, list | tuple) else [value]
+        values.extend(_plain(item) for item in items)
+        return ", ".join("\0" for _ in items) or "NULL"  # a list is for IN (:name)
+
+    sql = bind_named(query.sql, one)
+    return (sql.replace("%", "%%") if values else sql).replace("\0", "%s"), tuple(values)
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, dt.datetime) and value.tzinfo is not None:
+        return value.astimezone(dt.UTC).replace(tzinfo=None)
+    if isinstance(value, uuid.UUID):
+        return str(value)
+    if value is None or isinstance(value, bool | int | float | str | bytes | decimal.Decimal | dt.date):
+        return value
+    raise ConfigError(f"params: MySQL takes no {type(value).__name__}")
+
+
+def _page(query: Query, found: list[Any]) -> Rows:
+    columns = list(zip(*found, strict=True)) if found else [()] * len(query.columns)
+    arrays = []
+    for column, values in zip(query.columns, columns, strict=True):
+        try:
+            arrays.append(mysql_types.convert(column, values))
+        except Unreadable as error:
+            places = [next(i for i, c in enumerate(query.columns) if c.name == name) for name in query.key]
+            raise error.error(column.name, ", ".join(str(columns[i][error.row]) for i in places)) from None
+    batch = pa.RecordBatch.from_arrays(arrays, schema=pa.schema([column.field for column in query.columns]))
+    return Rows(batch, last_key(batch, query.key) if query.positioned else None)
+
+
+def _where(url: URL) -> str:
+    return f"{url.get_backend_name()} at {url.host or 'localhost'}:{url.port or 3306}"
+
+
+_REFUSED = frozenset({1044, 1045, 1142, 1143, 1227, 1698, 1820, 3118})
+_MISCONFIGURED = frozenset({1049, 1054, 1064, 1109, 1146, 1149, 1305})
+_PASSING = frozenset({1205, 1213, 1317, 1969, 3024})
+
+
+def _translate(error: Exception, url: URL) -> ProducerError:
+    """The driver's error as ours, by the server's error number."""
+    origin = error.orig if isinstance(error, DBAPIError) and error.orig is not None else error
+    code = next((arg for arg in origin.args if isinstance(arg, int)), None)
+    code = code if code is not None else _code_in(str(origin))
+    text = str(origin.args[-1] if origin.args else origin)
+    if url.password:
+        text = text.replace(str(url.password), "***")
+    text = f"{_where(url)}: {text}"
+    if code in _REFUSED:
+        return AuthenticationError(text, hint="check url in the source, and the user's grants")
+    if code in _MISCONFIGURED:
+        return ConfigError(text)
+    if code in _PASSING:
+        return TransientError(text, hint="a smaller page_size or a longer statement_timeout_s may help")
+    if code is None or code >= 2000 or code in (1040, 1053, 1203, 1226, 1927):
+        return SourceUnavailableError(text)
+    return PermanentError(text)
+
+
+def _code_in(text: str) -> int | None:
+    digits = text.lstrip("(").partition(",")[0]
+    return int(digits) if digits.isdigit() else None
