@@ -163,7 +163,8 @@ def _settings(args: argparse.Namespace) -> tuple[str, Any]:
             variables = " and ".join(f"IPTVPORTAL_{name.upper()}" for name in missing)
             raise ConfigError(f"{' and '.join(missing)} of IPTVPortal not given", hint=f"set {variables}")
         given = {name: value for name, value in env.items() if value}
-        more = {"schema_file": args.schema_file, "timeout_s": args.batch_timeout}
+        schema_file = args.schema_file or os.environ.get("IPTVPORTAL_SCHEMA_FILE")
+        more = {"schema_file": schema_file, "timeout_s": args.batch_timeout}
         return "iptvportal", _checked("iptvportal", {"type": "iptvportal", **given, **more})
     raise ConfigError(
         f"--source {args.source!r} is neither a URL nor 'iptvportal'",

@@ -47,7 +47,8 @@ class AsyncIPTVPortalClient:
 
     `domain` is the operator's (``https://{domain}.admin.iptvportal.ru``), `url` any host in its place. What is not
     given comes from ``IPTVPORTAL_DOMAIN`` (or ``IPTVPORTAL_URL``), ``IPTVPORTAL_USERNAME`` and
-    ``IPTVPORTAL_PASSWORD``; ConfigError names what is missing. `timeout_s` bounds each request as a whole.
+    ``IPTVPORTAL_PASSWORD``; ConfigError names what is missing. `schema_file` (or ``IPTVPORTAL_SCHEMA_FILE``) names the
+    tables' columns, which the API does not. `timeout_s` bounds each request as a whole.
     Nothing is retried here but the one call that met an expired session.
     """
 
@@ -58,6 +59,7 @@ class AsyncIPTVPortalClient:
         url: str | None = None,
         username: str | None = None,
         password: str | None = None,
+        schema_file: str | None = None,
         timeout_s: float = 30.0,
         ssl_cafile: str | None = None,
         max_connections: int = 16,
@@ -67,6 +69,7 @@ class AsyncIPTVPortalClient:
             url, domain = env("IPTVPORTAL_URL"), env("IPTVPORTAL_DOMAIN")
         self._username = username if username is not None else env("IPTVPORTAL_USERNAME")
         self._password = password if password is not None else env("IPTVPORTAL_PASSWORD")
+        self.schema_file = schema_file or env("IPTVPORTAL_SCHEMA_FILE")
         settings = {"domain": url or domain, "username": self._username, "password": self._password}
         missing = [name for name, value in settings.items() if not value]
         if missing:

@@ -33,9 +33,11 @@ class IptvPortalConfig(Model):
     url: str | None = None
     username: str
     password: SecretStr
-    timeout_s: float = Field(30.0, gt=0, description="of one request")
+    timeout_s: float = Field(default=30.0, gt=0, description="of one request")
     ssl_cafile: str | None = None
-    schema_file: str | None = Field(None, description="YAML: tables -> NAME -> columns: [{position, name, type}]")
+    schema_file: str | None = Field(
+        default=None, description="YAML: tables -> NAME -> columns: [{position, name, type}]"
+    )
     columns: Mapping[str, Mapping[str, str]] = Field(default_factory=dict, description="table -> column -> type")
 
 
@@ -51,23 +53,18 @@ class IptvPortalSource:
             timeout_s=config.timeout_s,
             ssl_cafile=config.ssl_cafile,
         )
-        tables = read_schema_file(config.schema_file) if config.schema_file else {}
-        tables |= {t: tuple(column(n, k) for n, k in names.items()) for t, names in config.columns.items()}
-        self._set(client, tables, owns_client=True)
+        self._client = client
+        self._owns_client = True
+        self._tables = read_schema_file(config.schema_file) if config.schema_file else {}
+        self._tables |= {t: tuple(column(n, k) for n, k in names.items()) for t, names in config.columns.items()}
 
     @classmethod
-    def of_client(cls, client: AsyncIPTVPortalClient, tables: Mapping[str, tuple[Column, ...]] | None = None) -> Self:
+    def of_client(cls, client: AsyncIPTVPortalClient) -> Self:
         """A source over a client that somebody else opens and closes."""
         source = cls.__new__(cls)
-        source._set(client, tables or {}, owns_client=False)
+        source._client, source._owns_client = client, False
+        source._tables = read_schema_file(client.schema_file) if client.schema_file else {}
         return source
-
-    def _set(
-        self, client: AsyncIPTVPortalClient, tables: Mapping[str, tuple[Column, ...]], *, owns_client: bool
-    ) -> None:
-        self._client = client
-        self._tables = tables
-        self._owns_client = owns_client
 
     async def start(self) -> None:
         await self._client.start()
