@@ -183,7 +183,12 @@ def test_a_corrupt_checkpoint_names_the_way_out(document: dict[str, Any], tmp_pa
     assert producer("run", "--once", path).returncode == 0
     (checkpoint,) = (tmp_path / "state").glob("*.json")
     checkpoint.write_bytes(checkpoint.read_bytes()[:-20])
-    for command in (["run", "--once", path], ["checkpoint", "show", path, "events"], ["checkpoint", "list", path]):
+    commands: list[list[str | Path]] = [
+        ["run", "--once", path],
+        ["checkpoint", "show", path, "events"],
+        ["checkpoint", "list", path],
+    ]
+    for command in commands:
         assert "cannot be read" in refused(1, *command)
     assert producer("validate", path).returncode == 2
 
@@ -193,9 +198,14 @@ def test_a_state_directory_that_cannot_be_written_is_refused(document: dict[str,
     assert "checkpoints.path" in refused(2, "run", "--once", config_file(tmp_path, document))
 
 
-def test_a_disk_that_is_full_leaves_the_checkpoint(document: dict[str, Any], tmp_path: Path) -> None:
-    document["checkpoints"] = {"type": "file", "path": "/dev/full"}
-    assert "/dev/full" in refused(2, "run", "--once", config_file(tmp_path, document))
+def test_a_full_disk_leaves_the_checkpoint_and_costs_one_line(ready: Path) -> None:
+    assert producer("checkpoint", "set", ready, "events", "--id", "50").returncode == 0
+    before = producer("checkpoint", "show", ready, "events", "--json").stdout
+    (checkpoint,) = (ready.parent / "state").glob("*.json")
+    checkpoint.with_name(f"{checkpoint.name}.tmp").symlink_to("/dev/full")  # where the next save is written first
+    assert "No space left on device" in refused(1, "run", "--once", ready)
+    assert producer("checkpoint", "show", ready, "events", "--json").stdout == before
+    assert producer("run", "--once", ready).returncode == 0
 
 
 def test_a_port_in_use_is_refused(document: dict[str, Any], tmp_path: Path) -> None:

@@ -207,8 +207,8 @@ def test_a_checkpoint_cannot_be_moved_under_a_run(document: dict[str, Any], tmp_
     path = written(tmp_path, document)
     with running(path) as (_, url):
         wait_for(url, "complete", ROWS)
-        for arguments in (["set", path, "events", "--id", "5"], ["reset", path, "events"]):
-            done = producer("checkpoint", *arguments)
+        for action, more in (("set", ["--id", "5"]), ("reset", [])):
+            done = producer("checkpoint", action, path, "events", *more)
             assert done.returncode == 1
             assert "another process" in done.stderr
 
