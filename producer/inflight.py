@@ -60,6 +60,11 @@ class Window:
     def empty(self) -> bool:
         return not self._entries
 
+    @property
+    def acknowledged(self) -> bool:
+        """All submitted pages are acknowledged."""
+        return all(entry.acknowledged for entry in self._entries)
+
     def submit(
         self, position: Position | None, rows: int, *, last: bool = False, detail: Mapping[str, Any] | None = None
     ) -> int:

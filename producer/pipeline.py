@@ -9,6 +9,7 @@ checkpoint, and the next one starts there.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from dataclasses import dataclass, field, replace
@@ -18,7 +19,7 @@ from typing import Any
 from producer.errors import TransientError
 from producer.inflight import ByteBudget, Prefix, Reservation, Window
 from producer.model import Checkpoint, KeyPosition, Page, Position
-from producer.protocols import CheckpointStore, PageReader, PageWriter
+from producer.protocols import PageReader, PageWriter
 from producer.retry import attempts
 
 FIRST_PAGE_ROWS = 64
@@ -35,7 +36,7 @@ class SplitProgress:
     checkpoint: Checkpoint
     rows_read: int = 0
     active: bool = False
-    owner: str = ""
+    halt: bool = False  # end the attempt early, drained: the split is about to be divided
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,33 +104,35 @@ class StreamIO:
 
 
 class Committer:
-    """The one task that writes a stream's checkpoints: gathers what all splits have had acknowledged.
+    """The one task that commits: gathers what the splits that it knows of have had acknowledged, and saves it.
 
-    Splits are committed together, at most every `COMMIT_INTERVAL_S` seconds unless a window is full or the stream
-    drains, so that many splits cost one write.
+    Splits are committed together, at most every `interval_s` seconds unless a window is full or the stream drains,
+    so that many splits cost one write. With `whole`, as a transaction needs it, nothing is submitted while it
+    commits, and a window is committed as a whole.
     """
 
     def __init__(
         self,
-        store: CheckpointStore,
-        stream: str,
-        epoch: int,
+        save: Callable[[Sequence[Checkpoint]], Awaitable[None]],
         *,
         committed: Callable[[Sequence[Checkpoint], float], None],
         retried: Callable[[TransientError, float], None] = lambda error, wait_s: None,
         give_up_after_s: float = GIVE_UP_AFTER_S,
+        interval_s: float = COMMIT_INTERVAL_S,
+        whole: bool = False,
     ) -> None:
-        self._store = store
-        self._stream = stream
-        self._epoch = epoch
+        self._save = save
         self._told = committed
         self._retried = retried
         self._give_up_after_s = give_up_after_s
+        self._interval_s = interval_s
+        self._whole = whole
         self._windows: dict[str, tuple[Window, Checkpoint, SplitProgress]] = {}
         self._news = asyncio.Event()
         self._hurry = asyncio.Event()
         self._room = asyncio.Condition()
         self._writing = asyncio.Lock()
+        self._submitting = asyncio.Lock()
 
     async def enter(self, window: Window, progress: SplitProgress) -> None:
         """Begins an attempt of a split: its window is empty and starts at the committed checkpoint.
@@ -142,6 +145,10 @@ class Committer:
     def leave(self, split_id: str) -> None:
         """Ends an attempt: what its window still holds is dropped and never committed."""
         self._windows.pop(split_id, None)
+
+    def submitting(self) -> contextlib.AbstractAsyncContextManager[object]:
+        """Around the submission of a page."""
+        return self._submitting if self._whole else contextlib.nullcontext()
 
     def acknowledged(self) -> None:
         """Some page of some window has been acknowledged."""
@@ -166,16 +173,18 @@ class Committer:
         while True:
             await self._news.wait()
             if not self._hurry.is_set():
-                try:
-                    async with asyncio.timeout(COMMIT_INTERVAL_S):
+                with contextlib.suppress(TimeoutError):
+                    async with asyncio.timeout(self._interval_s):
                         await self._hurry.wait()
-                except TimeoutError:
-                    pass
-            self._hurry.clear()
-            self._news.clear()
-            async for attempt in attempts(give_up_after_s=self._give_up_after_s, before_sleep=self._retried):
-                with attempt:
-                    await self.commit()
+            async with self.submitting():
+                self._hurry.clear()
+                self._news.clear()
+                while self._whole and not all(window.acknowledged for window, *_ in self._windows.values()):
+                    await self._news.wait()
+                    self._news.clear()
+                async for attempt in attempts(give_up_after_s=self._give_up_after_s, before_sleep=self._retried):
+                    with attempt:
+                        await self.commit()
 
     async def commit(self) -> None:
         """Writes the contiguous acknowledged prefixes of all windows, if there are any."""
@@ -196,7 +205,7 @@ class Committer:
         if not found:
             return
         started = time.perf_counter()
-        await self._store.commit(self._stream, self._epoch, [checkpoint for *_, checkpoint in found])
+        await self._save([checkpoint for *_, checkpoint in found])
         for window, prefix, progress, checkpoint in found:
             window.committed(prefix)
             progress.checkpoint = checkpoint
@@ -258,11 +267,12 @@ async def _move(
             reservation.resize(prepared.bytes)
             await io.commits.room(window)
             sent = time.perf_counter()
-            future = await io.writer.submit(prepared)
-            sequence = window.submit(page.position, page.rows, last=page.last and not io.follow, detail=page.detail)
-            future.add_done_callback(
-                _Acknowledged(io, window, sequence, failure, reservation, held, sent, page.rows, prepared.bytes)
-            )
+            async with io.commits.submitting():
+                future = await io.writer.submit(prepared)
+                sequence = window.submit(page.position, page.rows, last=page.last and not io.follow, detail=page.detail)
+                future.add_done_callback(
+                    _Acknowledged(io, window, sequence, failure, reservation, held, sent, page.rows, prepared.bytes)
+                )
             del page, prepared, item
         await fetching
         await io.commits.drained(window)
@@ -297,7 +307,7 @@ async def _fetch(
     """Reads page after page into `ahead`, and None at the end or on stop."""
     position: Position | None = progress.checkpoint.position
     idle_s = io.poll_interval_s
-    while not io.stop.is_set():
+    while not io.stop.is_set() and not progress.halt:
         if not io.gate.is_set():
             await wait_for_any(io.gate, io.stop)
             continue

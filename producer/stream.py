@@ -193,9 +193,7 @@ class Stream:
     async def _run_splits(self) -> None:
         assert self._dataset is not None
         commits = Committer(
-            self._engine.store,
-            self.config.name,
-            self._epoch,
+            functools.partial(self._engine.store.commit, self.config.name, self._epoch),
             committed=self._committed,
             retried=self._retried,
             give_up_after_s=self._engine.give_up_after_s,

@@ -96,6 +96,11 @@ class MemoryStore:
     faults: dict[int, BaseException] = field(default_factory=dict)
     states: dict[str, StreamState] = field(default_factory=dict)
     commits: int = 0
+    delay_s: float = 0.0
+    gate: asyncio.Event = field(default_factory=asyncio.Event)
+
+    def __post_init__(self) -> None:
+        self.gate.set()
 
     async def start(self) -> None: ...
 
@@ -113,7 +118,8 @@ class MemoryStore:
 
     async def commit(self, stream: str, epoch: int, changed: Sequence[Checkpoint]) -> None:
         self.commits += 1
-        await asyncio.sleep(0)
+        await asyncio.sleep(self.delay_s)
+        await self.gate.wait()
         if error := self.faults.get(self.commits):
             raise error
         self.check(changed)
@@ -137,6 +143,7 @@ def stream_io(
     budget_bytes: int = 1 << 20,
     follow: bool = False,
     row_bytes: int | None = 8,
+    whole: bool = False,
 ) -> StreamIO:
     """A StreamIO over stand-ins, with an open gate."""
     gate = asyncio.Event()
@@ -153,7 +160,9 @@ def stream_io(
         writer=writer,
         budget=ByteBudget(budget_bytes),
         limits=Limits(window_pages, page_rows, page_bytes),
-        commits=Committer(store, "s", 1, committed=lambda changed, seconds: None),
+        commits=Committer(
+            lambda changed: store.commit("s", 1, changed), committed=lambda changed, seconds: None, whole=whole
+        ),
         gate=gate,
         stop=asyncio.Event(),
         follow=follow,
@@ -168,6 +177,6 @@ def stream_io(
     )
 
 
-def whole() -> SplitProgress:
+def fresh() -> SplitProgress:
     """Progress of a split that has not begun."""
     return SplitProgress(Checkpoint(Split("0")))

@@ -11,7 +11,7 @@ import pytest
 from producer.errors import EncodeError, SinkUnavailableError, SourceUnavailableError, StoreUnavailableError
 from producer.model import Checkpoint, KeyPosition
 from producer.pipeline import FIRST_PAGE_ROWS, Limits, PageSizer, SplitProgress, StreamIO, run_split
-from tests.unit.engine import MemoryStore, Prepared, ScriptedReader, ScriptedWriter, stream_io, whole
+from tests.unit.engine import MemoryStore, Prepared, ScriptedReader, ScriptedWriter, fresh, stream_io
 
 
 @contextlib.asynccontextmanager
@@ -30,7 +30,7 @@ async def run(io: StreamIO, reader: ScriptedReader, progress: SplitProgress) -> 
 
 
 async def test_every_row_is_sent_once_in_order_and_the_checkpoint_ends_at_the_last() -> None:
-    writer, progress = ScriptedWriter(), whole()
+    writer, progress = ScriptedWriter(), fresh()
     await run(stream_io(writer, MemoryStore()), ScriptedReader(last=1050), progress)
     assert writer.sent == list(range(1, 1051))
     assert progress.checkpoint.position == KeyPosition((1050,))
@@ -39,7 +39,7 @@ async def test_every_row_is_sent_once_in_order_and_the_checkpoint_ends_at_the_la
 
 
 async def test_an_empty_split_is_done_without_a_record() -> None:
-    writer, progress = ScriptedWriter(), whole()
+    writer, progress = ScriptedWriter(), fresh()
     await run(stream_io(writer, MemoryStore()), ScriptedReader(last=0), progress)
     assert writer.sent == []
     assert progress.checkpoint.done
@@ -63,7 +63,7 @@ async def test_no_commit_is_ahead_of_what_was_acknowledged_whatever_the_order_of
         assert checkpoint.rows == last
 
     writer.answer = hold
-    progress = whole()
+    progress = fresh()
     io = stream_io(writer, MemoryStore(check))
 
     async def acknowledge_newest_first() -> None:
@@ -80,7 +80,7 @@ async def test_no_commit_is_ahead_of_what_was_acknowledged_whatever_the_order_of
 
 
 async def test_what_is_sent_and_not_committed_is_never_more_than_the_window() -> None:
-    writer, progress = ScriptedWriter(), whole()
+    writer, progress = ScriptedWriter(), fresh()
     writer.answer = lambda count, page: asyncio.get_running_loop().create_future()  # never acknowledged
     io = stream_io(writer, MemoryStore(), window_pages=3, page_rows=10)
     with pytest.raises(TimeoutError):
@@ -91,7 +91,7 @@ async def test_what_is_sent_and_not_committed_is_never_more_than_the_window() ->
 
 
 async def test_acknowledged_pages_keep_their_place_until_they_are_committed() -> None:
-    writer, progress = ScriptedWriter(), whole()
+    writer, progress = ScriptedWriter(), fresh()
     io = stream_io(writer, MemoryStore(), window_pages=3, page_rows=10)
     with pytest.raises(TimeoutError):
         async with asyncio.timeout(0.2):  # nobody commits
@@ -100,7 +100,7 @@ async def test_acknowledged_pages_keep_their_place_until_they_are_committed() ->
 
 
 async def test_the_byte_budget_stops_the_reading_while_the_broker_is_slow() -> None:
-    writer, progress = ScriptedWriter(), whole()
+    writer, progress = ScriptedWriter(), fresh()
     writer.answer = lambda count, page: asyncio.get_running_loop().create_future()
     io = stream_io(writer, MemoryStore(), window_pages=1000, page_rows=10, budget_bytes=2000, row_bytes=100)
     reader = ScriptedReader(last=100_000, row_bytes=100)
@@ -114,7 +114,7 @@ async def test_the_byte_budget_stops_the_reading_while_the_broker_is_slow() -> N
 
 @pytest.mark.parametrize("failing", ["source", "sink", "sink_later"])
 async def test_a_failed_page_ends_the_attempt_and_the_next_one_goes_on_from_the_checkpoint(failing: str) -> None:
-    writer, progress = ScriptedWriter(), whole()
+    writer, progress = ScriptedWriter(), fresh()
     reader = ScriptedReader(last=1000)
     io = stream_io(writer, MemoryStore())
     error: Exception = SinkUnavailableError("gone")
@@ -140,7 +140,7 @@ async def test_a_failed_page_ends_the_attempt_and_the_next_one_goes_on_from_the_
 
 async def test_a_late_acknowledgement_of_a_failed_attempt_moves_nothing() -> None:
     late: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-    writer, progress = ScriptedWriter(), whole()
+    writer, progress = ScriptedWriter(), fresh()
     writer.answer = lambda count, page: late if count == 1 else SinkUnavailableError("gone") if count == 2 else None
     io = stream_io(writer, MemoryStore(), page_rows=10)
     async with committing(io), asyncio.timeout(20):
@@ -154,7 +154,7 @@ async def test_a_late_acknowledgement_of_a_failed_attempt_moves_nothing() -> Non
 
 
 async def test_a_permanent_failure_leaves_the_checkpoint_before_the_bad_page() -> None:
-    writer, progress = ScriptedWriter(), whole()
+    writer, progress = ScriptedWriter(), fresh()
     writer.answer = lambda count, page: EncodeError("bad") if 555 in page.ids else None
     with pytest.raises(EncodeError):
         await run(stream_io(writer, MemoryStore()), ScriptedReader(last=1000), progress)
@@ -163,7 +163,7 @@ async def test_a_permanent_failure_leaves_the_checkpoint_before_the_bad_page() -
 
 
 async def test_stop_drains_what_is_in_flight_and_commits_it() -> None:
-    writer, progress = ScriptedWriter(), whole()
+    writer, progress = ScriptedWriter(), fresh()
     io = stream_io(writer, MemoryStore(), page_rows=10)
 
     def stop_at_fifth(count: int, page: Prepared) -> None:
@@ -178,7 +178,7 @@ async def test_stop_drains_what_is_in_flight_and_commits_it() -> None:
 
 
 async def test_a_following_split_goes_on_after_the_end_and_is_never_done() -> None:
-    writer, progress = ScriptedWriter(), whole()
+    writer, progress = ScriptedWriter(), fresh()
     io = stream_io(writer, MemoryStore(), follow=True)
     reader = ScriptedReader(last=100)
 
@@ -199,7 +199,7 @@ async def test_a_following_split_goes_on_after_the_end_and_is_never_done() -> No
 
 
 async def test_pausing_holds_the_reading_and_opening_the_gate_goes_on() -> None:
-    writer, progress = ScriptedWriter(), whole()
+    writer, progress = ScriptedWriter(), fresh()
     io = stream_io(writer, MemoryStore(), page_rows=10)
     io.gate.clear()
     reader = ScriptedReader(last=100)
@@ -213,7 +213,7 @@ async def test_pausing_holds_the_reading_and_opening_the_gate_goes_on() -> None:
 
 
 async def test_a_store_that_is_away_holds_the_stream_and_loses_nothing() -> None:
-    writer, progress = ScriptedWriter(), whole()
+    writer, progress = ScriptedWriter(), fresh()
     store = MemoryStore(faults={1: StoreUnavailableError("away"), 2: StoreUnavailableError("away")})
     io = stream_io(writer, store, page_rows=10)
     await run(io, ScriptedReader(last=200), progress)
@@ -222,16 +222,10 @@ async def test_a_store_that_is_away_holds_the_stream_and_loses_nothing() -> None
 
 
 async def test_a_commit_that_is_under_way_when_an_attempt_fails_is_where_the_next_one_starts() -> None:
-    writer, progress = ScriptedWriter(), whole()
+    writer, progress = ScriptedWriter(), fresh()
     store = MemoryStore()
-    gate = asyncio.Event()
-    inner = store.commit
-
-    async def slow(stream: str, epoch: int, changed: Sequence[Checkpoint]) -> None:
-        await gate.wait()
-        await inner(stream, epoch, changed)
-
-    store.commit = slow  # type: ignore[method-assign]
+    gate = store.gate
+    gate.clear()
     io = stream_io(writer, store, window_pages=2, page_rows=10)
     reader = ScriptedReader(last=100, faults={3: SourceUnavailableError("gone")})
     async with committing(io), asyncio.timeout(20):
@@ -263,3 +257,21 @@ def test_wide_rows_shrink_the_page_at_once_to_its_bytes() -> None:
     assert sizer.rows == 1024
     sizer.saw(10, 10 << 20)
     assert sizer.rows == 1
+
+
+async def test_a_transaction_holds_whole_pages_and_nothing_is_submitted_while_it_commits() -> None:
+    writer, progress = ScriptedWriter(), fresh()
+    store = MemoryStore()
+    positions: list[int] = []
+
+    def check(changed: Sequence[Checkpoint]) -> None:
+        (checkpoint,) = changed
+        positions.append(checkpoint.rows)
+        assert checkpoint.rows == len(writer.sent) == len(writer.acknowledged)
+
+    store.check = check
+    store.delay_s = 0.01  # long enough for a page to slip in, were it let
+    await run(stream_io(writer, store, page_rows=10, whole=True), ScriptedReader(last=1000), progress)
+    assert writer.sent == list(range(1, 1001))
+    assert positions[-1] == 1000
+    assert len(positions) > 3
