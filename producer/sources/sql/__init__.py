@@ -15,17 +15,19 @@ import pyarrow as pa
 from pydantic import Field, SecretStr
 
 from producer.config import Model, StreamConfig
-from producer.errors import ConfigError
+from producer.errors import ConfigError, PermanentError
 from producer.model import Checkpoint, Dataset, KeyPosition, OffsetPosition, Page, Position, Split
 from producer.sources.sql import keyset, splits
 from producer.sources.sql.dialects import open_database
 from producer.sources.sql.keyset import Selection
 from producer.sources.sql.names import parameter_names
-from producer.sources.sql.table import Database, Options, Session
+from producer.sources.sql.scalars import first_repeat
+from producer.sources.sql.table import Database, Options, Rows, Session
 from producer.traversal import is_last, key_values, offset_rows, offset_split, offset_window, start_of
 
-#: From this many skipped rows on, an OFFSET page finds its keys in the index first (see benchmarks/README.md).
-DEFERRED_FROM_ROWS = 20_000
+#: From this many skipped rows on, an OFFSET page finds its keys in the index first. Measured with rows of 150 bytes: it
+#: pays from 80,000 (MariaDB) or 200,000 (PostgreSQL) rows on, by a third at 300,000; it never does for SQLite's rowid.
+DEFERRED_FROM_ROWS = 100_000
 
 
 class SqlConfig(Model):
@@ -161,23 +163,43 @@ class SqlReader:
             selection,
             key_values(start, width),
             key_values(split.upper, width),
-            limit,
+            limit + (not selection.proven),
             mark=database.mark,
             row_values=database.row_values,
         )
         rows = await self._session.fetch(query)
-        batch = rows.batch
-        reached = start if rows.last_key is None else KeyPosition(rows.last_key)
+        batch = self._distinct(rows, limit)
+        reached = KeyPosition(rows.key_at(batch.num_rows - 1)) if batch.num_rows else start
         return Page(batch, reached, is_last(batch.num_rows, limit, reached, split.upper))
 
     async def _fetch_offset(self, position: Position | None, limit: int) -> Page:
+        selection = self._selection
         skip, count = offset_window(self._split, position, limit)
         query = keyset.offset_query(
-            self._selection, skip, count, mark=self._database.mark, deferred=skip >= DEFERRED_FROM_ROWS
+            selection,
+            skip,
+            count + (count > 0 and not selection.proven),
+            mark=self._database.mark,
+            deferred=skip >= DEFERRED_FROM_ROWS,
         )
-        batch = (await self._session.fetch(query)).batch
+        batch = self._distinct(await self._session.fetch(query), count)
         reached = OffsetPosition(skip + batch.num_rows)
         return Page(batch, reached, is_last(batch.num_rows, limit, reached, self._split.upper))
+
+    def _distinct(self, rows: Rows, limit: int) -> pa.RecordBatch:
+        """The page without the row that was read beyond it to prove, where no index does, that no two rows have the
+        same key: of such, those after a page's edge would be lost."""
+        if self._selection.proven:
+            return rows.batch
+        names = self._selection.order_names
+        row = first_repeat(rows.batch, names)
+        if row is not None:
+            key = ", ".join(str(value) for value in rows.key_at(row))
+            raise PermanentError(
+                f"stream {self._stream.name!r}: several rows have the key ({', '.join(names)}) = ({key})",
+                hint="name columns in key that tell all rows apart",
+            )
+        return rows.batch.slice(0, limit)
 
 
 __all__ = ["SqlConfig", "SqlReader", "SqlSource"]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -145,14 +144,13 @@ def key_query(
     row_values: bool,
 ) -> Query:
     """The rows with `lower` < key <= `upper`, in the order of the key."""
-    query = _query(
+    return _query(
         selection,
         selection.columns,
         _bounds(selection, lower, upper, mark=mark, row_values=row_values),
         _order_by(selection, mark) + ("" if limit is None else f" LIMIT {limit:d}"),
         _bound_params(selection, lower, upper),
     )
-    return dataclasses.replace(query, positioned=True)
 
 
 def offset_query(selection: Selection, skip: int, limit: int, *, mark: str, deferred: bool) -> Query:

@@ -13,6 +13,7 @@ import decimal
 import uuid
 from collections.abc import AsyncIterator, Mapping
 from concurrent.futures import Executor
+from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import pyarrow as pa
@@ -33,7 +34,7 @@ from producer.model import KeyScalar
 from producer.sources.sql import mysql_types
 from producer.sources.sql.arrow import Unreadable
 from producer.sources.sql.names import bind_named, nearest, quote, split_name
-from producer.sources.sql.scalars import key_scalar, last_key
+from producer.sources.sql.scalars import key_of, key_scalar
 from producer.sources.sql.table import Options, Query, Rows, Table
 
 if TYPE_CHECKING:
@@ -272,7 +273,7 @@ def _page(query: Query, found: list[Any]) -> Rows:
             places = [next(i for i, c in enumerate(query.columns) if c.name == name) for name in query.key]
             raise error.error(column.name, ", ".join(str(columns[i][error.row]) for i in places)) from None
     batch = pa.RecordBatch.from_arrays(arrays, schema=pa.schema([column.field for column in query.columns]))
-    return Rows(batch, last_key(batch, query.key) if query.positioned else None)
+    return Rows(batch, partial(key_of, batch, query.key))
 
 
 def _where(url: URL) -> str:

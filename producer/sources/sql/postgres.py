@@ -34,7 +34,7 @@ from producer.sources.sql import postgres_types
 from producer.sources.sql.arrow import Unreadable
 from producer.sources.sql.names import bind_named, split_name
 from producer.sources.sql.postgres_catalog import parameter_types, reflect
-from producer.sources.sql.scalars import key_scalar, last_key
+from producer.sources.sql.scalars import key_of, key_scalar
 from producer.sources.sql.table import Options, Query, Rows, Table
 from producer.sources.sql.threads import STOP_GRACE_S, in_thread
 
@@ -233,7 +233,7 @@ def _page(table: pa.Table, query: Query) -> Rows:
         except Unreadable as error:
             raise error.error(column.name, _shown_key(table, query, error.row)) from None
     batch = pa.RecordBatch.from_arrays(arrays, schema=pa.schema([column.field for column in query.columns]))
-    return Rows(batch, last_key(batch, query.key) if query.positioned else None)
+    return Rows(batch, partial(key_of, batch, query.key))
 
 
 def _shown_key(table: pa.Table, query: Query, row: int) -> str:

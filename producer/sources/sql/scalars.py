@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from producer.errors import EncodeError
 from producer.model import KeyScalar
@@ -32,8 +33,21 @@ def bool_as_int(value: Any) -> KeyScalar:
     return int(value) if isinstance(value, bool) else value
 
 
-def last_key(batch: pa.RecordBatch, names: Sequence[str]) -> tuple[KeyScalar, ...] | None:
-    """The key of the last row; None for an empty page."""
-    if not batch.num_rows or not names:
+def key_of(batch: pa.RecordBatch, names: Sequence[str], row: int) -> tuple[KeyScalar, ...]:
+    """The values of the columns `names` in `row`."""
+    return tuple(key_scalar(batch.schema.field(name), batch.column(name)[row]) for name in names)
+
+
+def first_repeat(batch: pa.RecordBatch, names: Sequence[str]) -> int | None:
+    """The first row whose key is that of the row before it; None where all differ. Nulls are equal here."""
+    if batch.num_rows < 2:
         return None
-    return tuple(key_scalar(batch.schema.field(name), batch.column(name)[batch.num_rows - 1]) for name in names)
+    same: pa.Array = None
+    for name in names:
+        column = batch.column(name)
+        before, after = column.slice(0, len(column) - 1), column.slice(1)
+        both_null = pc.and_(before.is_null(), after.is_null())
+        equal = pc.or_(pc.fill_null(pc.equal(before, after), False), both_null)
+        same = equal if same is None else pc.and_(same, equal)
+    row = pc.index(same, True).as_py()
+    return None if row < 0 else row + 1

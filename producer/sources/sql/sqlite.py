@@ -159,18 +159,13 @@ class SqliteSession:
                     raise error.error(column.name, ", ".join(key)) from None
             arrays.append(values)
         batch = pa.RecordBatch.from_arrays(arrays, schema=pa.schema([column.field for column in query.columns]))
-        return Rows(batch, self._last_key(connection, query, table, stored))
 
-    def _last_key(
-        self, connection: sqlite3.Connection, query: Query, table: pa.Table, stored: list[tuple[Any, ...]] | None
-    ) -> tuple[KeyScalar, ...] | None:
-        """The key of the last row as it is stored, for that is what comparisons see."""
-        if not table.num_rows or not query.positioned:
-            return None
-        places = [next(i for i, column in enumerate(query.columns) if column.name == name) for name in query.key]
-        if stored is not None:
-            return tuple(stored[-1][i] for i in places)
-        return tuple(table.column(i)[table.num_rows - 1].as_py() for i in places)
+        def key_at(row: int) -> tuple[KeyScalar, ...]:
+            """As it is stored, for that is what comparisons see."""
+            places = [names.index(name) for name in query.key]
+            return tuple(table.column(i)[row].as_py() if stored is None else stored[row][i] for i in places)
+
+        return Rows(batch, key_at)
 
     def _read(self, query: Query) -> pa.Table:
         """The page as ADBC sees it."""

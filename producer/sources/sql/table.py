@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -66,7 +66,7 @@ class Query:
     """A SELECT whose result has `columns` and after them their guards; ``:name`` in `sql` stands for ``params[name]``.
 
     `types` gives the SQL type of a parameter where a dialect needs it. `key` names the columns that tell rows apart,
-    for errors; with `positioned` their values in the last row are wanted, for the position.
+    in positions and errors.
     """
 
     sql: str
@@ -74,15 +74,14 @@ class Query:
     params: Params = field(default_factory=dict)
     types: Mapping[str, str] = field(default_factory=dict)
     key: tuple[str, ...] = ()
-    positioned: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class Rows:
-    """A query's result, and the key of its last row as the database compares it (None: no rows, or not wanted)."""
+    """A query's result; `key_at` gives the key of a row as the database compares it."""
 
     batch: pa.RecordBatch
-    last_key: tuple[KeyScalar, ...] | None
+    key_at: Callable[[int], tuple[KeyScalar, ...]]
 
 
 class Session(Protocol):
