@@ -79,7 +79,16 @@ async def stream_all(config: Config, *, once: bool, redact: Redact) -> tuple[lis
         await asyncio.sleep(0)
         await around.enter_async_context(http.serving(listener, metrics, service, redact))
         await around.enter_async_context(progress.showing(service, terminal=sys.stderr.isatty(), say=log.info))
-        return await running, signals[0] if signals else 0
+        summaries = await running
+    for summary in summaries:
+        log.info(
+            summary.state,
+            stream=summary.stream,
+            acked=summary.acked,
+            seconds=round(summary.seconds, 2),
+            rows_per_second=round(summary.rows_per_second),
+        )
+    return summaries, signals[0] if signals else 0
 
 
 async def _cancelled(task: asyncio.Task[Any]) -> None:
