@@ -80,6 +80,8 @@ class KafkaSink:
         self._run_id = run_id
         self._topics: dict[str, TopicInfo] = {}
         self._writers: list[KafkaWriter] = []
+        self._publishing = asyncio.Lock()
+        self._state: _Connection | None = None
         self.state_topic = config.state_topic or f"{app}.state"
 
     async def start(self) -> None:
@@ -89,6 +91,9 @@ class KafkaSink:
 
     async def close(self) -> None:
         await asyncio.gather(*(writer.close() for writer in self._writers))
+        if self._state is not None:
+            await self._state.close()
+            self._state = None
 
     async def ensure_topic(
         self,
@@ -127,17 +132,17 @@ class KafkaSink:
 
     async def publish_schema(self, fingerprint: str, schema: Mapping[str, Any]) -> None:
         """Puts a schema into the state topic under ``schema/<fingerprint>``: for readers, where no registry is."""
-        await ensure_topic(self._config, self.state_topic, topic_config={"cleanup.policy": "compact"})
-        connection = await _Connection.open(self._config, self.state_topic)
-        try:
-            async with connection.deadline():
-                await connection.producer.send_and_wait(
-                    self.state_topic, key=f"schema/{fingerprint}".encode(), value=json.dumps(schema).encode()
-                )
-        except Exception as error:
-            raise connection.fail(error) from None
-        finally:
-            await connection.close()
+        async with self._publishing:
+            if self._state is None or self._state.failed:
+                await ensure_topic(self._config, self.state_topic, topic_config={"cleanup.policy": "compact"})
+                self._state = await _Connection.open(self._config, self.state_topic)
+            try:
+                async with self._state.deadline():
+                    await self._state.producer.send_and_wait(
+                        self.state_topic, json.dumps(schema).encode(), f"schema/{fingerprint}".encode(), partition=0
+                    )
+            except Exception as error:
+                raise self._state.fail(error) from None
 
 
 class KafkaWriter:

@@ -253,6 +253,7 @@ async def test_a_published_schema_is_found_in_the_state_topic(kafka_bootstrap: s
 
     await sink.publish_schema("abcd", {"type": "string"})
     await sink.publish_schema("abcd", {"type": "string"})
+    await sink.close()
 
     records = await read_topic(kafka_bootstrap, sink.state_topic)
     assert [(r.key, r.value) for r in records] == [(b"schema/abcd", b'{"type": "string"}')] * 2
