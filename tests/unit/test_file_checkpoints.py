@@ -12,6 +12,7 @@ import subprocess
 import sys
 import textwrap
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -72,20 +73,22 @@ async def test_a_save_that_breaks_off_at_any_step_leaves_the_old_state_or_the_ne
     await store.close()
 
 
-@pytest.fixture
+@contextmanager
 def no_room() -> Iterator[None]:
-    """Every write to a file fails from here on, as on a full disk."""
+    """Every write to a file fails inside, as on a full disk; the test run's own log included, so keep it short."""
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (0, hard))
-    yield
-    resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
-async def test_a_disk_without_room_is_reported_and_leaves_no_torn_file(tmp_path: Path, no_room: None) -> None:
+async def test_a_disk_without_room_is_reported_and_leaves_no_torn_file(tmp_path: Path) -> None:
     store = store_in(tmp_path)
     await store.start()
     epoch = await store.claim("t")
-    with pytest.raises(PermanentError, match="cannot be saved"):
+    with pytest.raises(PermanentError, match="cannot be saved"), no_room():
         await store.begin(StreamState("t", "f", epoch, (at(1),)))
     assert [p.name for p in tmp_path.iterdir() if not p.name.endswith(".lock")] == []
     await store.close()
