@@ -86,7 +86,7 @@ def demo_rows(rows: int) -> Iterator[list[tuple[Any, ...]]]:
     """Chunks of the table's rows, the same ones every time; about one id in ten is left out."""
     random = np.random.default_rng(_SEED)
     customers = [f"{first} {last}" for first in _FIRST_NAMES for last in _LAST_NAMES]
-    begin = datetime(2024, 1, 1)  # noqa: DTZ001 - a timestamp without zone is what the table has
+    begin = datetime(2024, 1, 1)
     last_id = 0
     for start in range(0, rows, _CHUNK_ROWS):
         n = min(_CHUNK_ROWS, rows - start)
@@ -127,9 +127,9 @@ def fill(database: Path, rows: int, given_up: threading.Event) -> int:
         for chunk in demo_rows(rows):
             if given_up.is_set():
                 return 0
-            connection.executemany(f"INSERT INTO {TABLE} VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)", chunk)  # noqa: S608
+            connection.executemany(f"INSERT INTO {TABLE} VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)", chunk)
         connection.execute("COMMIT")
-        return int(connection.execute(f"SELECT max(id) FROM {TABLE}").fetchone()[0] or 0)  # noqa: S608
+        return int(connection.execute(f"SELECT max(id) FROM {TABLE}").fetchone()[0] or 0)
     finally:
         connection.close()
 
@@ -232,7 +232,7 @@ async def _stream(config: Config) -> float:
 
     service = Service(config, metrics=Metrics(), run_id=secrets.token_hex(8))
     terminal = sys.stderr.isatty()
-    async with progress.showing(service, terminal=terminal, say=lambda line: print(line, file=sys.stderr)):  # noqa: T201
+    async with progress.showing(service, terminal=terminal, say=lambda line: print(line, file=sys.stderr)):
         (summary,) = await service.run(once=True, stop=asyncio.Event())
     if summary.state != "complete":
         raise ProducerError(f"the stream did not complete: {summary.error or summary.state}")

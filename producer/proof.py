@@ -73,7 +73,7 @@ def digest_table(database: Path, table: str, after: int, up_to: int, canonical: 
     connection = sqlite3.connect(f"file:{database}?mode=ro", uri=True)
     connection.row_factory = sqlite3.Row
     try:
-        rows = connection.execute(f'SELECT * FROM "{table}" WHERE id > ? AND id <= ?', (after, up_to))  # noqa: S608
+        rows = connection.execute(f'SELECT * FROM "{table}" WHERE id > ? AND id <= ?', (after, up_to))
         return digest((row["id"], canonical(row)) for row in rows)
     finally:
         connection.close()
