@@ -152,7 +152,7 @@ async def parquet_with_duckdb(output_dir: Path) -> int:
         config = DumpConfig(table="media", output_dir=output_dir, format=DumpFormat.PARQUET, chunk_size=10000)
         await DumpService(client).dump(config)
     pattern = str(output_dir / "media-*.parquet")
-    ((count,),) = duckdb.query(f"SELECT COUNT(*) FROM read_parquet('{pattern}')").fetchall()
+    ((count,),) = duckdb.execute("SELECT COUNT(*) FROM read_parquet(?)", [pattern]).fetchall()
     return int(count)
 
 

@@ -25,13 +25,20 @@ _TABLES: dict[str, tuple[str, Callable[[int], tuple[Any, ...]], int]] = {
     "media": ("id INTEGER PRIMARY KEY, type TEXT, size REAL", lambda i: (i, ("film", "series")[i % 2], i / 3), 300),
     "package": ("id INTEGER PRIMARY KEY, name TEXT", lambda i: (i, f"пакет {i}"), 7),
     "subscriber": (
-        "id INTEGER PRIMARY KEY, username TEXT, disabled INTEGER, balance REAL",
-        lambda i: (i, f"user{i}", i % 2, float(i)),
+        "id INTEGER PRIMARY KEY, username TEXT, disabled BOOLEAN, balance REAL",
+        lambda i: (i, f"user{i}", i % 2 == 1, float(i)),
         100,
     ),
     "terminal": (
-        "id INTEGER PRIMARY KEY, mac TEXT, disabled INTEGER, balance REAL, last_seen TEXT, note TEXT",
-        lambda i: (i * 3, f"00:{i:04x}", i % 2, i / 4, f"2025-12-{10 + i % 10} 20:30:00", f'"{i}\\' if i % 4 else None),
+        "id INTEGER PRIMARY KEY, mac TEXT, disabled BOOLEAN, balance REAL, last_seen TEXT, note TEXT",
+        lambda i: (
+            i * 3,
+            f"00:{i:04x}",
+            i % 2 == 1,
+            i / 4,
+            f"2025-12-{10 + i % 10} 20:30:00",
+            f'"{i}\\' if i % 4 else None,
+        ),
         1000,
     ),
 }

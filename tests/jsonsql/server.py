@@ -26,6 +26,11 @@ from tests.jsonsql.compile import JsonSqlError, compile_select
 
 Json = Any
 
+# SQLite has no booleans and dates of its own: what a column is declared as decides, as in the API's answers.
+sqlite3.register_converter("boolean", lambda raw: raw != b"0")
+for _declared in ("date", "timestamp"):
+    sqlite3.register_converter(_declared, bytes.decode)
+
 
 @dataclass(frozen=True, slots=True)
 class Fault:
@@ -171,7 +176,9 @@ class JsonSqlServer:
         return {"jsonrpc": "2.0", "id": call.get("id"), "result": rows if cap is None else rows[:cap]}
 
     def _sqlite_rows(self, sql: str, values: list[Json]) -> list[Json]:
-        connection = sqlite3.connect(f"file:{self.settings.database}?mode=ro", uri=True)
+        connection = sqlite3.connect(
+            f"file:{self.settings.database}?mode=ro", uri=True, detect_types=sqlite3.PARSE_DECLTYPES
+        )
         try:
             return connection.execute(sql, values).fetchall()
         finally:

@@ -18,6 +18,7 @@ from producer.errors import ConfigError, EncodeError, SchemaIncompatibleError
 from producer.sources.iptvportal.query import nearest
 
 Json = Any
+ID = "id"  # every table that can be read by ranges has it; it is never null
 
 _TYPES: dict[str, pa.DataType] = {
     "integer": pa.int64(),
@@ -69,14 +70,14 @@ def column(name: str, type_name: str) -> Column:
         precision, scale = int(match[1]), int(match[2])
         if not 1 <= precision <= 38 or scale > precision:
             raise ConfigError(f"iptvportal: column {name!r}: {type_name} is not a precision of 1 to 38 and its scale")
-        return Column(name, kind, pa.field(name, pa.decimal128(precision, scale)))
+        return Column(name, kind, pa.field(name, pa.decimal128(precision, scale), nullable=name != ID))
     if kind not in _TYPES:
         raise ConfigError(
             f"iptvportal: column {name!r}: unknown type {type_name!r}",
             hint=nearest(kind, [*_TYPES, *_ALIASES, "numeric(P,S)"]),
         )
     metadata = {"avro.logical": kind} if kind in ("json", "uuid") else None
-    return Column(name, kind, pa.field(name, _TYPES[kind], metadata=metadata))
+    return Column(name, kind, pa.field(name, _TYPES[kind], nullable=name != ID, metadata=metadata))
 
 
 def inferred(name: str, values: Sequence[Json]) -> Column:
@@ -163,9 +164,12 @@ def to_arrow(table: str, columns: Sequence[Column], values: Sequence[Sequence[Js
     arrays = []
     for c, column_values in zip(columns, values, strict=True):
         try:
-            arrays.append(_array(c, column_values))
+            array = _array(c, column_values)
         except (pa.ArrowException, TypeError, ValueError, OverflowError):
             raise _refusal(table, c, column_values) from None
+        if array.null_count and not c.field.nullable:
+            raise EncodeError(f"iptvportal: {table}.{c.name} has a null", stream=table, field=c.name)
+        arrays.append(array)
     return pa.RecordBatch.from_arrays(arrays, schema=pa.schema([c.field for c in columns]))
 
 

@@ -14,11 +14,10 @@ from producer.config import Model, StreamConfig
 from producer.errors import ConfigError, SchemaIncompatibleError
 from producer.model import Checkpoint, Dataset, KeyPosition, OffsetPosition, Page, Position, Split, Traversal
 from producer.sources.iptvportal.client import AsyncIPTVPortalClient, Call
-from producer.sources.iptvportal.columns import Column, column, inferred, read_schema_file, to_arrow, transposed
+from producer.sources.iptvportal.columns import ID, Column, column, inferred, read_schema_file, to_arrow, transposed
 from producer.sources.iptvportal.query import all_of, columns_of, nearest, where_json
 
 Json = Any
-ID = "id"  # every table that can be read by ranges has it
 STAR = "field_"  # names of columns that nobody has named
 
 
@@ -239,12 +238,11 @@ class IptvPortalReader:
         """The page's highest id, once it is sure that the page is in order and lies after `position`."""
         ids = batch.column(batch.schema.get_field_index(ID))
         first = position.values[0] if isinstance(position, KeyPosition) else None
-        if ids.null_count == 0:
-            numbers = ids.to_numpy()
-            if (numbers[1:] > numbers[:-1]).all() and (first is None or numbers[0] > first):
-                return int(numbers[-1])
+        numbers = ids.to_numpy()
+        if (numbers[1:] > numbers[:-1]).all() and (first is None or numbers[0] > first):
+            return int(numbers[-1])
         raise SchemaIncompatibleError(
-            f"iptvportal: {self._table}: the answer is not in the order of id, or repeats or lacks one",
+            f"iptvportal: {self._table}: the answer is not in the order of id, or repeats one",
             hint="is id the table's primary key? traversal: OFFSET reads any table",
         )
 
