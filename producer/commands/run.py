@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from producer.logs import Redact
     from producer.service import StreamSummary
 
+_HEAD_START_S = 1.0
+
 
 def add_parser(subparsers: Any) -> None:
     text = "stream everything that is configured"
@@ -73,12 +75,13 @@ async def stream_all(config: Config, *, once: bool, redact: Redact) -> tuple[lis
     log.info("listening", address="http://{}:{}".format(*listener.getsockname()[:2]))
     async with AsyncExitStack() as around:
         around.callback(listener.close)
-        # The streams come first: the HTTP side and the display are imported while they connect.
         running = asyncio.create_task(service.run(once=once, stop=stop))
         around.push_async_callback(_cancelled, running)
-        await asyncio.sleep(0)
-        await around.enter_async_context(http.serving(listener, metrics, service, redact))
         await around.enter_async_context(progress.showing(service, terminal=sys.stderr.isatty(), say=log.info))
+        # The first rows come first: what imports much waits, and who asks meanwhile waits in the socket's queue.
+        await asyncio.wait({running}, timeout=_HEAD_START_S)
+        if not running.done():
+            await around.enter_async_context(http.serving(listener, metrics, service, redact))
         summaries = await running
     for summary in summaries:
         log.info(

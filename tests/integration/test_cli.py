@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import pty
 import signal
 import sqlite3
 import subprocess
@@ -12,13 +14,14 @@ import time
 import urllib.request
 import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
 from aiokafka.admin import AIOKafkaAdminClient
+
+from producer.embedded import EmbeddedKafka
 
 DEADLINE_S = 30.0
 ROWS = 200
@@ -77,7 +80,7 @@ async def topics(bootstrap: str) -> set[str]:
         await client.close()
 
 
-@contextmanager
+@contextlib.contextmanager
 def running(path: Path) -> Iterator[tuple[subprocess.Popen[str], str]]:
     """A `producer run` and its HTTP address, from when it is listening on."""
     process = subprocess.Popen(
@@ -102,6 +105,15 @@ def running(path: Path) -> Iterator[tuple[subprocess.Popen[str], str]]:
 def get(url: str) -> Any:
     with urllib.request.urlopen(url, timeout=10) as response:
         return json.load(response)
+
+
+def wait_for_rows_read(url: str, rows: int) -> None:
+    deadline = time.monotonic() + DEADLINE_S
+    while time.monotonic() < deadline:
+        if get(f"{url}/streams/events")["rows_read"] >= rows:
+            return
+        time.sleep(0.02)
+    pytest.fail("nothing more was read")
 
 
 def wait_for(url: str, wanted: str, least_rows: int = 1) -> dict[str, Any]:
@@ -153,6 +165,44 @@ def test_a_paused_stream_reads_nothing_until_it_is_resumed(document: dict[str, A
         wait_for(url, "paused")
         urllib.request.urlopen(f"{url}/streams/events/resume", data=b"", timeout=10).close()
         assert wait_for(url, "complete", ROWS)["rows_remaining"] == 0
+
+
+def test_a_terminal_shows_a_live_table_and_leaves_stdout_alone(document: dict[str, Any], tmp_path: Path) -> None:
+    ours, theirs = pty.openpty()
+    process = subprocess.Popen(
+        [sys.executable, "-m", "producer", "run", "--once", "--json", str(written(tmp_path, document))],
+        stdout=subprocess.PIPE,
+        stderr=theirs,
+        env={**os.environ, "TERM": "xterm", "COLUMNS": "120"},
+    )
+    os.close(theirs)
+    shown = b""
+    with contextlib.suppress(OSError):  # the other end has been closed: how a terminal says that it is over
+        while chunk := os.read(ours, 65536):
+            shown += chunk
+    os.close(ours)
+    out, _ = process.communicate(timeout=DEADLINE_S)
+    assert json.loads(out)["acked"] == ROWS
+    assert b"\x1b[" in shown
+    for text in (b"stream", b"rate", b"ETA", b"complete", b"100 %"):
+        assert text in shown
+
+
+def test_a_second_signal_ends_it_at_once(document: dict[str, Any], tmp_path: Path) -> None:
+    with EmbeddedKafka() as broker:
+        document["kafka"]["bootstrap_servers"] = broker.bootstrap
+        document["streams"][0] |= {"max_rows_per_s": 40, "page_size": 5}
+        with running(written(tmp_path, document)) as (process, url):
+            wait_for(url, "running")
+            broker.pause()  # nothing in flight is acknowledged any more: the drain has to wait
+            read = get(f"{url}/streams/events")["rows_read"]
+            wait_for_rows_read(url, read + 5)
+            process.send_signal(signal.SIGTERM)
+            assert process.stderr is not None
+            assert any("draining" in line for line in process.stderr)
+            assert process.poll() is None
+            process.send_signal(signal.SIGTERM)
+            assert process.wait(5) == 143
 
 
 def test_status_asks_the_run_that_is_going_on_and_else_the_checkpoints(
