@@ -97,7 +97,8 @@ class TgData:
     """One Telegram account. Settings by keyword, else ``TELEGRAM_API_ID``, ``TELEGRAM_API_HASH``, ``TELEGRAM_SESSION``.
 
     `session` is a session string (see ``producer telegram login``) or the path of a file that holds one. Other
-    settings are those of `TelegramConfig`. Raises ConfigError where one is missing.
+    settings are those of `TelegramConfig`; ``TELEGRAM_MIN_DELAY_S`` gives its ``min_delay_s``. Raises ConfigError where
+    one is missing.
     """
 
     def __init__(
@@ -110,6 +111,8 @@ class TgData:
         give_up_after_s: float = GIVE_UP_AFTER_S,
         **settings: Any,
     ) -> None:
+        if "min_delay_s" not in settings and (least := os.environ.get("TELEGRAM_MIN_DELAY_S")):
+            settings["min_delay_s"] = least
         given = {"api_id": api_id, "api_hash": api_hash, "session": session}
         for name, value in given.items():
             if value is None:
