@@ -18,7 +18,7 @@ setup(
             "producer.encoding._kernel",
             sources=[f"producer/encoding/{name}.c" for name in ("_kernel", "_avro", "_hash")],
             depends=["producer/encoding/_avro.h"],
-            extra_compile_args=["-O3", "-std=gnu11", "-Wall", "-Wextra"],
+            extra_compile_args=["-O3", "-std=gnu11", "-fvisibility=hidden", "-Wall", "-Wextra"],
             define_macros=[("LIMITED_API", "1")] if stable_abi else [],
             py_limited_api=stable_abi,
             optional=True,

@@ -4,7 +4,6 @@
 #include <stdlib.h>
 #include <string.h>
 
-#define LIKELY(x) __builtin_expect(!!(x), 1)
 #define UNLIKELY(x) __builtin_expect(!!(x), 0)
 
 typedef unsigned __int128 u128;
@@ -13,11 +12,9 @@ static inline int bit(const uint8_t *bits, int64_t i) { return (bits[i >> 3] >> 
 
 #define LOAD(type, base, i) ({ type v_; memcpy(&v_, (base) + (i) * (int64_t)sizeof(type), sizeof(type)); v_; })
 
-uint8_t *out_reserve(Out *out, uint8_t *p, size_t n)
+uint8_t *out_grow(Out *out, uint8_t *p, size_t n)
 {
     size_t used = (size_t)(p - out->base);
-    if (LIKELY(out->cap - used >= n + out->room))
-        return p;
     size_t cap = out->cap + out->cap / 2;
     if (cap < used + n + out->room)
         cap = used + n + out->room;

@@ -97,8 +97,13 @@ int run_bind(Run *run, const Program *program, const struct ArrowArray *array, i
 void run_free(Run *run);
 /* Writes row `row` at `p` (inside out->base); the new end, or NULL with run->failure set. */
 uint8_t *run_row(Run *run, int64_t row, uint8_t *p);
+uint8_t *out_grow(Out *out, uint8_t *p, size_t n);
+
 /* Makes sure of n + room bytes at `p`; the (moved) `p`, or NULL without memory. */
-uint8_t *out_reserve(Out *out, uint8_t *p, size_t n);
+static inline uint8_t *out_reserve(Out *out, uint8_t *p, size_t n)
+{
+    return out->cap - (size_t)(p - out->base) >= n + out->room ? p : out_grow(out, p, n);
+}
 
 static inline uint8_t *put_varint(uint8_t *p, int64_t value)
 {

@@ -16,10 +16,7 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from producer.encoding import native
-from producer.encoding.columns import ColumnFault, encode_columns, join
-from producer.encoding.columns import constant as constant_column
 from producer.encoding.plan import AvroType, Names, Node, NotCovered, Op, Plan, compile_plan, source_column
-from producer.encoding.rows import encode_rows
 from producer.errors import EncodeError, SchemaIncompatibleError
 
 Kernel = Literal["auto", "c", "numpy", "fastavro"]
@@ -85,13 +82,7 @@ class AvroEncoder:
         canonical = self.canonical(batch)
         if self.kernel == "c":
             return self._encode_c(canonical)
-        try:
-            values = encode_columns(self.plan.root, canonical)
-        except ColumnFault as fault:
-            self.refuse(fault.node, fault.row, fault.reason)
-        if self.prefix:
-            values = join([constant_column(self.prefix, batch.num_rows), values], batch.num_rows)
-        return EncodedColumn(memoryview(values.data.data), values.offsets)
+        return self._encode_numpy(self.plan.root, canonical)
 
     def canonical(self, batch: pa.RecordBatch) -> pa.RecordBatch:
         """The columns that the plan reads, cast to the types that it reads them in (most are so already)."""
@@ -142,7 +133,22 @@ class AvroEncoder:
             self._bytes_a_row = len(data) / batch.num_rows
         return EncodedColumn(memoryview(data), offsets)
 
+    def _encode_numpy(self, root: Node, batch: pa.RecordBatch) -> EncodedColumn:
+        # Loaded where it is used: pyarrow.compute takes a good part of the time to start.
+        from producer.encoding.columns import ColumnFault, encode_columns
+        from producer.encoding.ragged import constant, join
+
+        try:
+            values = encode_columns(root, batch)
+        except ColumnFault as fault:
+            self.refuse(fault.node, fault.row, fault.reason)
+        if self.prefix:
+            values = join([constant(self.prefix, batch.num_rows), values], batch.num_rows)
+        return EncodedColumn(values.data.data, values.offsets)
+
     def _encode_rows(self, batch: pa.RecordBatch) -> EncodedColumn:
+        from producer.encoding.rows import encode_rows
+
         self._expect(batch.schema)
         parts: list[bytes] = []
         try:

@@ -1,13 +1,8 @@
-"""Owns the numpy form of the encoder: whole columns at a time, byte for byte what the C kernel writes.
-
-Every node becomes a `Ragged`: the bytes of all rows one after the other, and where each row's begin. Rows are put
-together by scattering the bytes of each column to their place.
-"""
+"""Owns the numpy form of the encoder: whole columns at a time, byte for byte what the C kernel writes."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -16,9 +11,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from producer.encoding.plan import Layout, Node, Op
-
-Bytes = npt.NDArray[np.uint8]
-Ints = npt.NDArray[np.int64]
+from producer.encoding.ragged import Bytes, Ints, Ragged, constant, fixed, join, prefixed, spread, varints
 
 
 class ColumnFault(Exception):
@@ -27,90 +20,6 @@ class ColumnFault(Exception):
     def __init__(self, node: Node, row: int, reason: str) -> None:
         super().__init__(node.path, row, reason)
         self.node, self.row, self.reason = node, row, reason
-
-
-@dataclass(frozen=True, slots=True)
-class Ragged:
-    """Row i is ``data[offsets[i]:offsets[i + 1]]``."""
-
-    data: Bytes
-    offsets: Ints
-
-    @property
-    def sizes(self) -> Ints:
-        return np.diff(self.offsets)
-
-    @staticmethod
-    def of_sizes(data: Bytes, sizes: Ints) -> Ragged:
-        return Ragged(data, _starts(sizes))
-
-
-def _starts(sizes: Ints) -> Ints:
-    offsets = np.zeros(len(sizes) + 1, dtype=np.int64)
-    np.cumsum(sizes, out=offsets[1:])
-    return offsets
-
-
-def _spread(starts: Ints, sizes: Ints) -> Ints:
-    """The index of every byte of the slices (start, size), in order."""
-    before = np.cumsum(sizes) - sizes
-    return np.repeat(starts - before, sizes) + np.arange(int(sizes.sum()), dtype=np.int64)
-
-
-def gather(ragged: Ragged, rows: npt.NDArray[Any]) -> Ragged:
-    """The given rows, in that order."""
-    sizes = ragged.sizes[rows]
-    return Ragged.of_sizes(ragged.data[_spread(ragged.offsets[:-1][rows], sizes)], sizes)
-
-
-def join(parts: Sequence[Ragged], rows: int) -> Ragged:
-    """Row by row, the parts one after the other."""
-    sizes = np.zeros(rows, dtype=np.int64)
-    for part in parts:
-        sizes += part.sizes
-    offsets = _starts(sizes)
-    data = np.empty(int(offsets[-1]), dtype=np.uint8)
-    place = offsets[:-1].copy()
-    for part in parts:
-        widths = part.sizes
-        width = int(widths[0]) if rows else 0
-        if width <= 16 and bool((widths == width).all()):
-            source = part.data.reshape(rows, width) if rows else part.data
-            for k in range(width):
-                data[place + k] = source[:, k]
-        else:
-            data[_spread(place, widths)] = part.data
-        place += widths
-    return Ragged(data, offsets)
-
-
-def constant(value: bytes, rows: int) -> Ragged:
-    """The same bytes in every row."""
-    data = np.tile(np.frombuffer(value, dtype=np.uint8), rows)
-    return Ragged(data, np.arange(rows + 1, dtype=np.int64) * len(value))
-
-
-def _fixed(data: Bytes, width: int, rows: int) -> Ragged:
-    return Ragged(data, np.arange(rows + 1, dtype=np.int64) * width)
-
-
-def varints(values: npt.NDArray[Any]) -> Ragged:
-    """Zigzag varints, as Avro and Kafka both write them."""
-    signed = values.astype(np.int64, copy=False)
-    left = (signed << 1 ^ signed >> 63).view(np.uint64)
-    sizes = np.ones(len(left), dtype=np.int64)
-    for k in range(1, 10):
-        more = left >= np.uint64(1 << 7 * k)
-        if not more.any():
-            break
-        sizes += more
-    offsets = _starts(sizes)
-    data = np.empty(int(offsets[-1]), dtype=np.uint8)
-    for k in range(int(sizes.max()) if len(sizes) else 0):
-        here = sizes > k
-        byte = (left[here] >> np.uint64(7 * k)).astype(np.uint8) & 0x7F
-        data[offsets[:-1][here] + k] = byte | np.where(sizes[here] > k + 1, 0x80, 0).astype(np.uint8)
-    return Ragged(data, offsets)
 
 
 # --- nodes ----------------------------------------------------------------------------------------------------------
@@ -149,7 +58,7 @@ def _node(node: Node, array: pa.Array) -> Ragged:
     sizes = np.zeros(rows, dtype=np.int64)
     sizes[places] = dense.sizes
     branches = np.where(present, node.value_branch, node.null_branch).astype(np.uint8)
-    return join([_fixed(branches, 1, rows), Ragged.of_sizes(dense.data, sizes)], rows)
+    return join([fixed(branches, 1, rows), Ragged.of_sizes(dense.data, sizes)], rows)
 
 
 def _values(node: Node, array: pa.Array) -> Ragged:
@@ -157,7 +66,7 @@ def _values(node: Node, array: pa.Array) -> Ragged:
     rows = len(array)
     match node.op:
         case Op.BOOL:
-            return _fixed(np.asarray(array.cast(pa.uint8())), 1, rows)
+            return fixed(np.asarray(array.cast(pa.uint8())), 1, rows)
         case Op.LONG64 | Op.INT32:
             return varints(_numbers(array, node.layout))
         case Op.INT:
@@ -167,10 +76,10 @@ def _values(node: Node, array: pa.Array) -> Ragged:
         case Op.DOUBLE:
             return _floats(_numbers(array, node.layout), np.float64)
         case Op.BYTES:
-            return _prefixed(_variable(node, array))
+            return prefixed(_variable(node, array))
         case Op.FIXED:
-            fixed = _fixed(_raw(array, node.a), node.a, rows)
-            return _prefixed(fixed) if node.b else fixed
+            raw = fixed(_raw(array, node.a), node.a, rows)
+            return prefixed(raw) if node.b else raw
         case Op.UUID:
             return _uuids(_raw(array, 16).reshape(rows, 16))
         case Op.DECIMAL:
@@ -241,7 +150,7 @@ def _floats(values: npt.NDArray[Any], dtype: type[np.floating[Any]]) -> Ragged:
     if values.dtype != dtype:
         values = values.astype(np.float64).astype(dtype)
     width = np.dtype(dtype).itemsize
-    return _fixed(np.ascontiguousarray(values).view(np.uint8), width, len(values))
+    return fixed(np.ascontiguousarray(values).view(np.uint8), width, len(values))
 
 
 def _slices(array: pa.Array, dtype: type[np.generic]) -> Ints:
@@ -281,10 +190,6 @@ def _check_utf8(node: Node, ragged: Ragged) -> None:
             raise ColumnFault(node, row, "utf8") from None
 
 
-def _prefixed(values: Ragged) -> Ragged:
-    return join([varints(values.sizes), values], len(values.offsets) - 1)
-
-
 def _uuids(raw: npt.NDArray[np.uint8]) -> Ragged:
     digits = np.frombuffer(b"0123456789abcdef", dtype=np.uint8)
     text = np.empty((len(raw), 37), dtype=np.uint8)
@@ -293,7 +198,7 @@ def _uuids(raw: npt.NDArray[np.uint8]) -> Ragged:
     places = np.array([k for k in range(1, 37) if k not in (9, 14, 19, 24)])
     text[:, places[0::2]] = digits[raw >> 4]
     text[:, places[1::2]] = digits[raw & 15]
-    return _fixed(text.reshape(-1), 37, len(raw))
+    return fixed(text.reshape(-1), 37, len(raw))
 
 
 _DECIMAL_WIDTHS = {Layout.DEC32: 4, Layout.DEC64: 8, Layout.DEC128: 16, Layout.DEC256: 32}
@@ -326,9 +231,9 @@ def _decimals(node: Node, array: pa.Array) -> Ragged:
         filled[:] = np.where(negative, 0xFF, 0).astype(np.uint8)[:, None]
         keep = min(node.b, width + 1)
         filled[:, node.b - keep :] = big[:, width + 1 - keep :]
-        return _fixed(filled.reshape(-1), node.b, rows)
+        return fixed(filled.reshape(-1), node.b, rows)
     ends = np.arange(1, rows + 1, dtype=np.int64) * (width + 1)
-    return _prefixed(Ragged.of_sizes(big.reshape(-1)[_spread(ends - sizes, sizes)], sizes))
+    return prefixed(Ragged.of_sizes(big.reshape(-1)[spread(ends - sizes, sizes)], sizes))
 
 
 def _negated(big: npt.NDArray[np.uint8], negative: npt.NDArray[np.bool_]) -> npt.NDArray[np.uint8]:

@@ -18,7 +18,6 @@ import pyarrow as pa
 from producer.encoding import native
 from producer.encoding.arrow_avro import FAILURES, AvroEncoder, EncodedColumn
 from producer.encoding.checksums import murmur2
-from producer.encoding.columns import Ragged, constant, gather, join, varints
 from producer.errors import EncodeError, RecordTooLargeError
 
 #: Header of a record batch (magic 2), which `max_block_bytes` does not count.
@@ -114,10 +113,17 @@ class RecordEncoder:
         if all(encoder is None or encoder.kernel == "c" for encoder in (key, value)):
             return self._frame_c(key, value, batch, framing)
         page = self._page(key, value, batch, framing.partitions, framing.partition)
-        return [
-            RecordBlock(number, count, records, framing.timestamp_ms)
-            for number, count, records in self._frame_numpy(page, batch, framing)
-        ]
+        from producer.encoding.framing import TooLarge, frame
+
+        blocks: list[RecordBlock] = []
+        try:
+            for number, count, records in frame(
+                page.keys, page.values, page.partitions, framing.headers, framing.max_block_bytes
+            ):
+                blocks.append(RecordBlock(number, count, records, framing.timestamp_ms))
+        except TooLarge as error:
+            self._too_large(batch, error.row, error.size, framing.max_block_bytes)
+        return blocks
 
     def _frame_c(
         self, key: AvroEncoder | None, value: AvroEncoder | None, batch: pa.RecordBatch, framing: _Framing
@@ -175,34 +181,6 @@ class RecordEncoder:
         hashes = murmur2(keys.data, keys.offsets) & np.int32(0x7FFFFFFF)
         return EncodedPage(keys, values, (hashes % np.int32(partitions)).astype(np.int32))
 
-    def _frame_numpy(
-        self, page: EncodedPage, batch: pa.RecordBatch, framing: _Framing
-    ) -> list[tuple[int, int, memoryview]]:
-        rest = join(
-            [_field(page.keys, len(page)), _field(page.values, len(page)), constant(framing.headers, len(page))],
-            len(page),
-        )
-        sizes = rest.sizes + 2
-        blocks = []
-        for number in np.unique(page.partitions):
-            rows = np.flatnonzero(page.partitions == number)
-            start = 0
-            while start < len(rows):
-                count = _fitting(sizes[rows[start:]], framing.max_block_bytes)
-                if count == 0:
-                    row = int(rows[start])
-                    body = int(sizes[row]) + 1
-                    self._too_large(
-                        batch, row, body + int(varints(np.array([body])).offsets[-1]), framing.max_block_bytes
-                    )
-                chosen = rows[start : start + count]
-                deltas = varints(np.arange(count, dtype=np.int64))
-                bodies = join([constant(b"\0\0", count), deltas, gather(rest, chosen)], count)
-                block = join([varints(bodies.sizes), bodies], count)
-                start += count
-                blocks.append((int(number), count, block.data.data))
-        return blocks
-
     def _too_large(self, batch: pa.RecordBatch, row: int, size: int, limit: int) -> NoReturn:
         key = self._key_text(batch, row)
         raise RecordTooLargeError(
@@ -247,20 +225,9 @@ def encode_headers(headers: Sequence[tuple[str, bytes]]) -> bytes:
 
 
 def _varint(value: int) -> bytes:
-    return varints(np.array([value], dtype=np.int64)).data.tobytes()
-
-
-def _field(column: EncodedColumn | None, rows: int) -> Ragged:
-    """Keys or values behind their lengths; length -1 says null."""
-    if column is None:
-        return constant(_varint(-1), rows)
-    ragged = Ragged(np.frombuffer(column.data, dtype=np.uint8), column.offsets)
-    return join([varints(ragged.sizes), ragged], rows)
-
-
-def _fitting(sizes: npt.NDArray[np.int64], limit: int) -> int:
-    """How many of the next records go into one block; `sizes` are without length and offset delta."""
-    sizes = sizes[: limit // 7 + 1]  # a record is 7 bytes at least
-    bodies = sizes + varints(np.arange(len(sizes), dtype=np.int64)).sizes
-    totals = np.cumsum(bodies + varints(bodies).sizes)
-    return int(np.searchsorted(totals, limit, side="right"))
+    """A zigzag varint of a length or count."""
+    rest, out = value << 1, bytearray()
+    while rest > 0x7F:
+        out.append(rest & 0x7F | 0x80)
+        rest >>= 7
+    return bytes([*out, rest])
