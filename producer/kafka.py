@@ -121,7 +121,7 @@ def translate(error: BaseException, config: KafkaConfig, *, topic: str = "", doi
             return error
         case ke.TopicAuthorizationFailedError():
             return AuthenticationError(
-                f"{what}: not authorised for{where or ' the topic'}",
+                f"{what}: not authorised",
                 hint="grant Describe, Write and, to have topics created, Create",
             )
         case ke.TransactionalIdAuthorizationFailed():
@@ -129,7 +129,9 @@ def translate(error: BaseException, config: KafkaConfig, *, topic: str = "", doi
                 f"{what}: not authorised for its transactional id", hint="grant Write and Describe on TransactionalId"
             )
         case ke.ClusterAuthorizationFailedError() | ke.GroupAuthorizationFailedError():
-            return AuthenticationError(f"{what}: not authorised", hint="grant IdempotentWrite on the cluster")
+            return AuthenticationError(
+                f"{what}: not authorised", hint="grant Write on the topic, or IdempotentWrite on the cluster"
+            )
         case _ if isinstance(error, _AUTHENTICATION):
             return AuthenticationError(
                 f"{what}: the credentials were refused",

@@ -320,6 +320,12 @@ class _Connection:
         """Ends the connection; the error for the page that met it, or for one that was on its way beside that."""
         if self._error is not None:
             return SinkUnavailableError(f"the connection was given up: {self._error.message}", hint=self._error.hint)
+        if isinstance(error, TimeoutError):
+            error = SinkUnavailableError(
+                f"Kafka at {self._config.bootstrap_servers}: topic {self._topic!r}: no acknowledgement within "
+                f"{self._config.delivery_timeout_s:g} s",
+                hint="is the broker up, the topic still there, and are enough of its replicas in sync?",
+            )
         self._error = translate(error, self._config, topic=self._topic, doing="write")
         for scope in self._deadlines:
             if not scope.expired():
