@@ -16,7 +16,7 @@ setup(
     ext_modules=[
         Extension(
             "producer.encoding._kernel",
-            sources=[f"producer/encoding/{name}.c" for name in ("_kernel", "_avro", "_hash")],
+            sources=[f"producer/encoding/{name}.c" for name in ("_kernel", "_bind", "_avro", "_frame", "_hash")],
             depends=["producer/encoding/_avro.h"],
             extra_compile_args=["-O3", "-std=gnu11", "-fvisibility=hidden", "-Wall", "-Wextra"],
             define_macros=[("LIMITED_API", "1")] if stable_abi else [],

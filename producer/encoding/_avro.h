@@ -7,6 +7,7 @@
 
 #include <stddef.h>
 #include <stdint.h>
+#include <string.h>
 
 /* https://arrow.apache.org/docs/format/CDataInterface.html */
 struct ArrowArray {
@@ -97,6 +98,16 @@ int run_bind(Run *run, const Program *program, const struct ArrowArray *array, i
 void run_free(Run *run);
 /* Writes row `row` at `p` (inside out->base); the new end, or NULL with run->failure set. */
 uint8_t *run_row(Run *run, int64_t row, uint8_t *p);
+/* Notes the first failure; NULL, for `return fail(...)`. */
+static inline uint8_t *fail(Run *run, const Node *n, int failure)
+{
+    if (!run->failure) {
+        run->failure = failure;
+        run->failed_node = n - run->nodes;
+    }
+    return NULL;
+}
+
 uint8_t *out_grow(Out *out, uint8_t *p, size_t n);
 
 /* Makes sure of n + room bytes at `p`; the (moved) `p`, or NULL without memory. */
@@ -104,6 +115,8 @@ static inline uint8_t *out_reserve(Out *out, uint8_t *p, size_t n)
 {
     return out->cap - (size_t)(p - out->base) >= n + out->room ? p : out_grow(out, p, n);
 }
+
+#define LOAD(type, base, i) ({ type v_; memcpy(&v_, (base) + (i) * (int64_t)sizeof(type), sizeof(type)); v_; })
 
 static inline uint8_t *put_varint(uint8_t *p, int64_t value)
 {
@@ -121,6 +134,38 @@ static inline int varint_size(int64_t value)
     uint64_t z = ((uint64_t)value << 1) ^ (uint64_t)(value >> 63);
     return (63 - __builtin_clzll(z | 1)) / 7 + 1;
 }
+
+/* --- framing ----------------------------------------------------------------------------------------------------- */
+
+typedef struct {
+    int failure, in_key;
+    int64_t node, row, size;
+} Fault;
+
+typedef struct {
+    int32_t partition;
+    int64_t count;
+    uint8_t *base;
+    size_t size, cap;
+} Block;
+
+typedef struct {
+    Block *items;
+    size_t count, cap;
+} Blocks;
+
+typedef struct {
+    const uint8_t *key_prefix, *value_prefix, *headers;
+    size_t key_prefix_size, value_prefix_size, headers_size, max_block, hint;
+    int32_t partitions, partition;
+    int64_t rows;
+} Framing;
+
+/* `open` has a block for each partition and `closed` takes those that are full; at the end all are in `closed`. The
+ * runs write into `scratch`; a run of NULL is a null key or value. 0 with `bad` filled in where a row fails. */
+int frame_rows(const Framing *f, Run *key_run, Run *value_run, Out *scratch, Block *open, Blocks *closed, Fault *bad);
+
+/* --- checksums --------------------------------------------------------------------------------------------------- */
 
 uint32_t murmur2(const uint8_t *data, size_t size);
 uint32_t crc32c(uint32_t crc, const uint8_t *data, size_t size);

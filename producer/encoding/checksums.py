@@ -40,12 +40,10 @@ def _little(flat: npt.NDArray[np.uint8], places: npt.NDArray[np.int64], count: i
     return value
 
 
-def crc32c(data: bytes | bytearray | memoryview, value: int = 0) -> int:
-    """CRC-32C (Castagnoli) of `data`, going on from `value`."""
+def crc32c(data: bytes | bytearray | memoryview) -> int:
+    """CRC-32C (Castagnoli) of `data`."""
     if native.kernel is not None:
-        return int(native.kernel.crc32c(data, value))
+        return int(native.kernel.crc32c(data))
     from aiokafka.record.util import calc_crc32c  # its own C or Python form
 
-    if value:
-        raise ValueError("going on from a value needs the compiled kernel")
     return int(calc_crc32c(data))

@@ -39,6 +39,8 @@ def _record(node: Node, columns: Sequence[pa.Array], rows: int) -> Ragged:
 
 
 def _node(node: Node, array: pa.Array) -> Ragged:
+    if node.op is Op.CONST:
+        return constant(node.const, len(array))
     if node.op is Op.DICTIONARY:
         return _node(node.children[0], array.dictionary_decode())
     if isinstance(array.type, pa.BaseExtensionType):
@@ -296,8 +298,6 @@ def _maps(node: Node, array: pa.Array) -> Ragged:
 
 
 def _items(node: Node, items: pa.Array, offsets: Ints) -> Ragged:
-    if node.op is Op.CONST:
-        return constant(node.const, len(items))
     try:
         return _node(node, items)
     except ColumnFault as fault:

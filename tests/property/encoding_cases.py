@@ -63,6 +63,7 @@ def _timestamps(unit: str, zone: str | None) -> Case:
 
 
 SCALARS: dict[str, Case] = {
+    "null": Case(pa.null(), st.none()),
     "bool": Case(pa.bool_(), st.booleans()),
     "int8": _ints(pa.int8(), -128, 127),
     "int16": _ints(pa.int16(), -(2**15), 2**15 - 1),
@@ -145,6 +146,7 @@ def _map(item: Case) -> Case:
 
 #: pyarrow cannot build nested arrays of these from Python values; as columns they are tested.
 _NOT_NESTED = {
+    "null",
     "uuid",
     "string_view",
     "binary_view",
@@ -184,7 +186,7 @@ def tables(draw: st.DrawFn, columns: st.SearchStrategy[Case] = cases, max_rows: 
     chosen = draw(st.lists(columns, min_size=1, max_size=5))
     fields, arrays, avro = [], [], []
     for number, case in enumerate(chosen):
-        nullable = draw(st.booleans())
+        nullable = pa.types.is_null(case.arrow) or draw(st.booleans())
         values = draw(st.lists(st.none() | case.values if nullable else case.values, min_size=rows, max_size=rows))
         fields.append(pa.field(f"c{number}", case.arrow, nullable=nullable, metadata=case.metadata))
         arrays.append(pa.array(values, case.arrow))

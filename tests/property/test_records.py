@@ -19,7 +19,7 @@ from producer.encoding import native
 from producer.encoding.arrow_avro import AvroEncoder, Kernel
 from producer.encoding.checksums import crc32c, murmur2
 from producer.encoding.records import RecordBlock, RecordEncoder
-from producer.errors import EncodeError, RecordTooLargeError
+from producer.errors import EncodeError, RecordTooLargeError, SchemaIncompatibleError
 
 KERNELS: list[Kernel] = ["c", "numpy", "fastavro"]
 VALUE = {
@@ -217,9 +217,27 @@ def test_murmur2_is_that_of_the_java_client(keys: list[bytes]) -> None:
 def test_crc32c_is_aiokafkas_in_hardware_and_by_table_and_can_go_on(data: bytes, cut: int) -> None:
     wanted = calc_crc32c(data)
     assert crc32c(data) == wanted
-    assert crc32c(data[cut:], crc32c(data[:cut])) == wanted
+    assert native.kernel.crc32c(data[cut:], native.kernel.crc32c(data[:cut])) == wanted
     assert native.kernel.crc32c(data, 0, False) == wanted
     assert native.kernel.crc32c(memoryview(data)[cut:], native.kernel.crc32c(data[:cut], 0, False), False) == wanted
+
+
+def test_without_the_kernel_numpy_does_the_same() -> None:
+    batch = batch_of([(number, "ü" * number) for number in range(20)])
+    kernel = encoder("auto", batch.schema)
+    assert kernel.value.kernel == "c"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(native, "kernel", None)
+        numpy = encoder("auto", batch.schema)
+        assert numpy.value.kernel == "numpy"
+        found = numpy.encode(batch, partitions=3, max_block_bytes=300, timestamp_ms=0)
+        assert crc32c(b"123456789") == 0xE3069283
+        with pytest.raises(SchemaIncompatibleError, match="not built"):
+            encoder("c", batch.schema)
+    wanted = kernel.encode(batch, partitions=3, max_block_bytes=300, timestamp_ms=0)
+    assert [(b.partition, b.count, bytes(b.records)) for b in found] == [
+        (b.partition, b.count, bytes(b.records)) for b in wanted
+    ]
 
 
 def test_crc32c_of_the_standard_check_string() -> None:

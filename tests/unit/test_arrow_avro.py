@@ -147,6 +147,8 @@ def test_a_character_torn_between_two_rows_is_refused(kernel: Kernel) -> None:
         (["null"], pa.nulls(2), [None, None]),
         ("null", pa.nulls(2), [None, None]),
         (["long", "null"], pa.nulls(1), [None]),
+        ({"type": "array", "items": ["string", "null"]}, pa.array([[None], []]), [[None], []]),
+        ({"type": "array", "items": "null"}, pa.array([[None], []]), [[None], []]),
         (DECIMAL | {"scale": 3, "precision": 8}, pa.array([decimal.Decimal("-1.28")]), [decimal.Decimal("-1.28")]),
         (
             DECIMAL | {"scale": 0, "precision": 19},
