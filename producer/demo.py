@@ -86,7 +86,7 @@ def demo_rows(rows: int) -> Iterator[list[tuple[Any, ...]]]:
     """Chunks of the table's rows, the same ones every time; about one id in ten is left out."""
     random = np.random.default_rng(_SEED)
     customers = [f"{first} {last}" for first in _FIRST_NAMES for last in _LAST_NAMES]
-    begin = datetime(2024, 1, 1)
+    begin = datetime.fromisoformat("2024-01-01")  # without zone, as the column's type is
     last_id = 0
     for start in range(0, rows, _CHUNK_ROWS):
         n = min(_CHUNK_ROWS, rows - start)
@@ -178,8 +178,9 @@ async def _fill(folder: Path, rows: int, given_up: threading.Event, say: Say) ->
     started = time.perf_counter()
     database = folder / "shop.db"
     last_id = await asyncio.to_thread(fill, database, rows, given_up)
-    size_mb = database.stat().st_size / 1e6
-    say(f"table {TABLE}: {rows:,} rows ({size_mb:,.0f} MB of SQLite) in {time.perf_counter() - started:.1f} s")
+    if not given_up.is_set():
+        size_mb = database.stat().st_size / 1e6
+        say(f"table {TABLE}: {rows:,} rows ({size_mb:,.0f} MB of SQLite) in {time.perf_counter() - started:.1f} s")
     return last_id
 
 
@@ -232,7 +233,11 @@ async def _stream(config: Config) -> float:
 
     service = Service(config, metrics=Metrics(), run_id=secrets.token_hex(8))
     terminal = sys.stderr.isatty()
-    async with progress.showing(service, terminal=terminal, say=lambda line: print(line, file=sys.stderr)):
+
+    def say(line: str) -> None:
+        sys.stderr.write(line + "\n")
+
+    async with progress.showing(service, terminal=terminal, say=say):
         (summary,) = await service.run(once=True, stop=asyncio.Event())
     if summary.state != "complete":
         raise ProducerError(f"the stream did not complete: {summary.error or summary.state}")
