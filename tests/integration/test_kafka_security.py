@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import datetime as dt
 import ipaddress
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -86,6 +86,17 @@ def secured(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Secured]:
     }
     with EmbeddedKafka(via=(port, port), config=settings) as broker:
         yield Secured(broker.bootstrap, f"127.0.0.1:{port}", cafile)
+
+
+@pytest.fixture(autouse=True)
+async def closed_sockets() -> AsyncIterator[None]:
+    """Ends the loop when the last TLS connection has been closed: aiokafka does not wait for that."""
+    selector = asyncio.get_running_loop()._selector  # type: ignore[attr-defined]
+    before = len(selector.get_map())
+    yield
+    async with asyncio.timeout(10):
+        while len(selector.get_map()) > before:
+            await asyncio.sleep(0.01)
 
 
 async def test_records_go_over_tls_and_sasl(secured: Secured) -> None:
