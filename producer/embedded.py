@@ -157,8 +157,15 @@ def fetch_artifact(scratch: Path, sha256: str, coordinates: str, classifier: str
 @contextlib.contextmanager
 def only_one(folder: Path) -> Iterator[None]:
     """Inside it no other process fetches into `folder`."""
-    folder.mkdir(parents=True, exist_ok=True)
-    with open(folder / ".lock", "w") as lock:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = open(folder / ".lock", "w")
+    except OSError as error:
+        raise ConfigError(
+            f"the cache folder {folder} cannot be written: {error.strerror}",
+            hint="set PRODUCER_CACHE_DIR to another one",
+        ) from None
+    with lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         yield
 

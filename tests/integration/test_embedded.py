@@ -148,6 +148,16 @@ def test_without_jgo_and_with_an_empty_cache_the_error_names_the_extra(
     assert not list(tmp_path.glob("kafka-*"))
 
 
+def test_a_cache_folder_that_cannot_be_written_is_named_with_the_way_out(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    taken = tmp_path / "file"
+    taken.touch()
+    monkeypatch.setenv("PRODUCER_CACHE_DIR", str(taken))
+    with pytest.raises(ConfigError, match=r"/file cannot be written.*PRODUCER_CACHE_DIR"):
+        embedded.fetch_jars()
+
+
 def test_an_artifact_with_another_hash_is_refused(tmp_path: Path) -> None:
     line = next(iter(Path(embedded.__file__).with_name("embedded.lock").read_text().splitlines()))
     with pytest.raises(ConfigError, match="SHA-256"):
