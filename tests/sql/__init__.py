@@ -65,7 +65,9 @@ def sqlite(path: Path) -> Databank:
     def insert(table: str, rows: Sequence[tuple[Any, ...]]) -> None:
         marks = ", ".join("?" * len(rows[0]))
         stored = [tuple(v.isoformat(" ") if hasattr(v, "isoformat") else v for v in row) for row in rows]
+        connection.execute("begin")  # one transaction: each waits for the disk
         connection.executemany(f"insert into {table} values ({marks})", stored)
+        connection.execute("commit")
 
     return Databank(f"sqlite:////{str(path).lstrip('/')}", '"', run, insert, connection.close)
 
@@ -81,6 +83,7 @@ def mariadb(url: str) -> Databank:
         password=parts.password or "",
         database=parts.path.lstrip("/"),
         charset="utf8mb4",
+        init_command="set time_zone = '+00:00'",
         autocommit=True,
     )
 

@@ -1,0 +1,233 @@
+"""Owns the plans of the SQL source against real databases: equal rows, whatever the keys, read from indexes."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from adbc_driver_postgresql import dbapi
+
+from producer.errors import ConfigError, PermanentError
+from producer.model import Checkpoint, KeyPosition, OffsetPosition
+from producer.sources.sql import keyset
+from producer.sources.sql.names import bind_named
+from tests.integration.sql_reading import open_source, read, read_split, stream
+from tests.sql import TABLES, Databank, databank
+
+ROWS = 30_000
+
+
+@pytest.fixture(params=TABLES)
+def bank(request: pytest.FixtureRequest) -> Iterator[Databank]:
+    found = databank(request.param, request)
+    yield found
+    found.run("drop view if exists seen")
+    for table in ("skewed", "pairs", "plain", "nulls"):
+        found.run(f"drop table if exists {table}")
+    found.close()
+
+
+def skewed(bank: Databank, rows: int = ROWS) -> None:
+    """Nine rows of ten in one hundredth of the range of ids, negative ones among them."""
+    bank.run("create table skewed (id bigint primary key, v varchar(10))")
+    dense = [(n - 1000, "x") for n in range(rows * 9 // 10)]
+    sparse = [(rows + n * 900, None) for n in range(1, rows // 10 + 1)]
+    for start in range(0, len(dense), 10_000):
+        bank.insert("skewed", dense[start : start + 10_000])
+    bank.insert("skewed", sparse)
+
+
+def pairs(bank: Databank) -> None:
+    """A composite key whose first column has few values, one of them most of the rows."""
+    bank.run("create table pairs (a int, b varchar(20), v int, primary key (a, b))")
+    rows = [(1 if n % 10 else n % 7, f"k{n:06}", n) for n in range(ROWS)]
+    for start in range(0, len(rows), 10_000):
+        bank.insert("pairs", rows[start : start + 10_000])
+
+
+@pytest.mark.parametrize("table", ["skewed", "pairs"])
+async def test_splits_are_within_twice_of_equal_rows_and_disjoint_and_whole(bank: Databank, table: str) -> None:
+    (skewed if table == "skewed" else pairs)(bank)
+    config = stream(table, page_size=500, max_parallel=8)
+    async with open_source(bank.url) as source:
+        dataset = await source.describe(config)
+        splits = await source.plan(config, dataset)
+        found: list[list[Any]] = []
+        for split in splits:
+            batches = await read_split(source, config, dataset, split)
+            found.append(
+                [row for b in batches for row in zip(*(b.column(k).to_pylist() for k in dataset.key), strict=True)]
+            )
+    assert len(splits) == 8
+    assert max(map(len, found)) < 2 * ROWS / 8
+    assert min(map(len, found)) > ROWS / 8 / 2
+    assert len({key for part in found for key in part}) == sum(map(len, found)) == ROWS
+
+
+async def test_a_small_table_is_not_cut(bank: Databank) -> None:
+    bank.run("create table plain (id int primary key)")
+    bank.insert("plain", [(n,) for n in range(50)])
+    if bank.mark == '"' and bank.url.startswith("postgres"):
+        bank.run("analyze plain")
+    config = stream("plain", page_size=5000, max_parallel=8)
+    async with open_source(bank.url) as source:
+        assert len(await source.plan(config, await source.describe(config))) == 1
+
+
+async def test_a_snapshot_ends_at_the_greatest_key_there_was_and_a_tail_does_not_end(bank: Databank) -> None:
+    bank.run("create table plain (id int primary key)")
+    bank.insert("plain", [(n,) for n in range(10)])
+    config, tail = stream("plain"), stream("plain", mode="tail")
+    async with open_source(bank.url) as source:
+        dataset = await source.describe(config)
+        (split,) = await source.plan(config, dataset)
+        (open_split,) = await source.plan(tail, dataset)
+        bank.insert("plain", [(100,)])
+        inside = await read_split(source, config, dataset, split)
+        tailed = await read_split(source, tail, dataset, open_split)
+    assert split.upper == KeyPosition((9,))
+    assert [row for b in inside for row in b.column("id").to_pylist()] == list(range(10))
+    assert open_split.upper is None
+    assert tailed[-1].column("id").to_pylist()[-1] == 100
+
+
+async def test_offset_counts_up_front_and_reads_no_more(bank: Databank) -> None:
+    bank.run("create table plain (id int primary key, v int)")
+    bank.insert("plain", [(n, n % 3) for n in range(10)])
+    config = stream("plain", traversal="OFFSET", order_by=["v desc"], page_size=4, where="id > :low", params={"low": 0})
+    async with open_source(bank.url) as source:
+        dataset = await source.describe(config)
+        (split,) = await source.plan(config, dataset)
+        bank.insert("plain", [(n, -1) for n in range(100, 110)])
+        batches = await read_split(source, config, dataset, split)
+        left = await source.remaining(config, dataset, Checkpoint(split, OffsetPosition(4)))
+    assert split.upper == OffsetPosition(9)
+    assert dataset.order == ("v", "id")
+    ids = [row for b in batches for row in b.column("id").to_pylist()]
+    assert ids == sorted(range(1, 10), key=lambda n: (-(n % 3), n))
+    assert left == 5
+
+
+async def test_a_deep_offset_reads_the_same_rows_by_a_join_on_the_key(
+    bank: Databank, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pairs(bank)
+    config = stream(
+        "pairs", traversal="OFFSET", order_by=["v"], columns=["v"], where="v >= :low", params={"low": 5}, page_size=700
+    )
+    plain = await read(bank.url, config)
+    monkeypatch.setattr("producer.sources.sql.DEFERRED_FROM_ROWS", 1)
+    joined = await read(bank.url, config)
+    assert plain.equals(joined)
+    assert plain.num_rows == ROWS - 5
+    assert plain.column_names == ["v", "a", "b"]
+
+
+async def test_a_key_with_nulls_is_refused_before_the_first_row(bank: Databank) -> None:
+    bank.run("create table nulls (id int, v int)")
+    bank.insert("nulls", [(1, 1), (None, 2)])
+    config = stream("nulls", key=["id"])
+    async with open_source(bank.url) as source:
+        dataset = await source.describe(config)
+        with pytest.raises(ConfigError, match="key column 'id' holds nulls"):
+            await source.plan(config, dataset)
+
+
+@pytest.mark.parametrize("traversal", ["ID_RANGE", "OFFSET"])
+async def test_a_view_needs_a_key_and_one_that_repeats_is_found_at_a_pages_edge_too(
+    bank: Databank, traversal: str
+) -> None:
+    bank.run("create table plain (id int not null, v int)")
+    bank.run("create view seen as select id, v from plain")
+    bank.insert("plain", [(1, 1), (2, 2), (3, 3), (4, 4)])
+    with pytest.raises(ConfigError, match=r"view .*seen' has no primary key.*key"):
+        await read(bank.url, stream("seen", traversal=traversal))
+    config = stream("seen", key=["id"], traversal=traversal, page_size=2)
+    assert (await read(bank.url, config)).column("id").to_pylist() == [1, 2, 3, 4]
+    bank.insert("plain", [(2, 5)])
+    with pytest.raises(PermanentError, match=r"several rows have the key \(id\) = \(2\)"):
+        await read(bank.url, config)
+
+
+async def test_a_key_that_is_not_unique_is_made_total_by_the_primary_key(bank: Databank) -> None:
+    bank.run("create table plain (id int primary key, grp int not null)")
+    bank.insert("plain", [(n, n % 3) for n in range(30)])
+    config = stream("plain", key=["grp"], columns=["grp"], page_size=4)
+    async with open_source(bank.url) as source:
+        dataset = await source.describe(config)
+        assert (dataset.key, dataset.order, dataset.hidden) == (("grp",), ("grp", "id"), {"id"})
+    assert (await read(bank.url, config)).num_rows == 30
+
+
+async def test_where_takes_bound_parameters_of_every_kind(bank: Databank) -> None:
+    bank.run(
+        "create table plain (id int primary key, t varchar(30), d decimal(10,2), f double precision, at timestamp null)"
+    )
+    bank.run("insert into plain values (1, 'it''s %s :x', 1.50, 0.5, '2024-01-01 00:00:00'), (2, 'b', 2, 1, null)")
+    bank.run("insert into plain values (3, 'c', 3, 2, '2024-06-01 00:00:00')")
+    where = "t <> ':none 100%%' and (t = :t or d > :d) and f < :f and (at >= :at or :nothing is null)"
+    params = {"t": "it's %s :x", "d": 1, "f": 1.5, "at": "2024-01-01", "nothing": None}
+    if bank.url.startswith("postgres"):
+        where = where.replace(":nothing", ":nothing::int")
+    table = await read(bank.url, stream("plain", where=where, params=params))
+    assert table.column("id").to_pylist() == [1, 2]
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"columns": ["id", "knd"]}, "no column 'knd'.*did you mean 'kind'"),
+        ({"exclude": ["id", "kind"]}, "no columns are left"),
+        ({"key": ["idd"]}, "no column 'idd'.*did you mean 'id'"),
+        ({"order_by": ["kind up"]}, "no column 'kind up'"),
+        ({"order_by": ["kind desc"]}, "traversal OFFSET"),
+        ({"where": "id > :low"}, ":low has no value"),
+        ({"where": "id > 1", "params": {"low": 1}}, "no :low"),
+        ({"where": "idd > 1"}, "idd"),
+        ({"where": "id >"}, "plain|syntax|incomplete"),
+        ({"table": "plane"}, "'plane' is not there.*did you mean"),
+        ({"table": "a.b.c.d"}, "a.b.c.d"),
+    ],
+)
+async def test_what_does_not_fit_the_table_is_one_clear_error(
+    bank: Databank, settings: dict[str, Any], message: str
+) -> None:
+    bank.run("create table plain (id int primary key, kind varchar(10))")
+    async with open_source(bank.url) as source:
+        with pytest.raises(ConfigError, match=message) as caught:
+            await source.describe(stream(**{"table": "plain", **settings}))
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("table", ["skewed", "pairs"])
+async def test_postgres_reads_each_page_from_the_keys_index(postgres_dsn: str, table: str, request: Any) -> None:
+    bank = databank("postgres", request)
+    try:
+        (skewed if table == "skewed" else pairs)(bank)
+        bank.run(f"analyze {table}")
+        config = stream(table)
+        async with open_source(bank.url) as source:
+            selection = (await source.describe(config), source._selections["s"])[1]
+            low, high = ((5,), (20_000,)) if table == "skewed" else ((1, "k000100"), (1, "k020000"))
+            query = keyset.key_query(selection, low, high, 500, mark='"', row_values=True)
+        values = iter(range(len(query.params)))
+        settings = {name: f"current_setting('p.p{next(values)}')::{query.types[name]}" for name in query.params}
+        sql = bind_named(query.sql, settings.__getitem__)
+        plainly = {"adbc.postgresql.use_copy": "false"}
+        with dbapi.connect(bank.url) as connection, connection.cursor(adbc_stmt_kwargs=plainly) as cursor:
+            for i, value in enumerate(query.params.values()):
+                cursor.execute(f"set local p.p{i} = '{value}'")
+            cursor.execute("explain (format json) " + sql)
+            (text,) = cursor.fetchone() or ("",)
+        plan = json.loads(text)[0]["Plan"]
+        assert plan["Node Type"] == "Limit"
+        (scan,) = plan["Plans"]
+        assert scan["Node Type"] == "Index Scan"
+        assert re.search(">.*<=", scan["Index Cond"])
+        assert "Filter" not in scan
+    finally:
+        bank.run(f"drop table {table}")
+        bank.close()

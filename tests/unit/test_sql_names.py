@@ -1,0 +1,47 @@
+"""Owns names and parameters in SQL text."""
+
+from __future__ import annotations
+
+import pytest
+
+from producer.errors import ConfigError
+from producer.sources.sql.names import bind_named, nearest, parameter_names, quote, split_name
+
+
+@pytest.mark.parametrize(
+    ("text", "parts"),
+    [
+        ("events", ("events",)),
+        ("Public.Events", ("public", "events")),
+        ('"Odd Names"."t-1"', ("Odd Names", "t-1")),
+        ('shop."a.b""c"', ("shop", 'a.b"c')),
+        ("`my db`.`t`", ("my db", "t")),
+        (" shop . events ", ("shop", "events")),
+    ],
+)
+def test_a_name_is_read_as_sql_reads_it(text: str, parts: tuple[str, ...]) -> None:
+    assert split_name(text, fold=str.lower) == parts
+
+
+@pytest.mark.parametrize("text", ["", ".", "a.", "a b", '"a', 'a"b"', "a;drop table b"])
+def test_what_is_no_name_is_refused(text: str) -> None:
+    with pytest.raises(ConfigError, match="not a name"):
+        split_name(text, fold=str.lower)
+
+
+def test_a_quote_within_a_name_stays_within() -> None:
+    assert quote('a"; drop table b; --') == '"a""; drop table b; --"'
+    assert quote("a`b", "`") == "`a``b`"
+
+
+def test_only_colons_outside_of_strings_names_and_comments_are_parameters() -> None:
+    sql = """a > :x and b = ':no' and c = E'it\\':no' and "d:no" = $t$ :no $t$ -- :no
+        and e::text = :y /* :no */ and f = 'it''s :no' and g = :x and `h:no` and i[1:2] = 1 and j := 5"""
+    assert parameter_names(sql) == ("x", "y")
+    assert bind_named(sql, lambda name: f"<{name}>").count("<x>") == 2
+    assert bind_named(sql, lambda name: f":{name}") == sql
+
+
+def test_the_nearest_name_is_offered_whatever_its_case() -> None:
+    assert nearest("evnts", ["Events", "users"]) == "did you mean 'Events'?"
+    assert nearest("zzz", ["Events"]) == ""
