@@ -104,7 +104,7 @@ class _Stderr(logging.Handler):
 
 
 def configure_logs(level: str = "info", log_format: LogFormat = "auto", redact: Redact = str) -> None:
-    """Sends our own logs and those of the libraries (warnings and worse) to stderr; ``auto`` is plain text."""
+    """Sends our own logs and the libraries' (warnings and worse) to stderr; ``auto`` is plain text."""
     shared: list[Any] = [
         structlog.contextvars.merge_contextvars,
         structlog.stdlib.add_log_level,
@@ -127,6 +127,8 @@ def configure_logs(level: str = "info", log_format: LogFormat = "auto", redact: 
     root.handlers[:] = [handler]
     root.setLevel(logging.WARNING)
     logging.getLogger("producer").setLevel(level.upper())
+    # aiokafka reports each attempt of a connection as an error; what comes of it, we say in one line ourselves.
+    logging.getLogger("aiokafka").setLevel(logging.DEBUG if level == "debug" else logging.CRITICAL)
     structlog.configure(
         processors=[structlog.stdlib.filter_by_level, *shared, structlog.stdlib.ProcessorFormatter.wrap_for_formatter],
         logger_factory=structlog.stdlib.LoggerFactory(),

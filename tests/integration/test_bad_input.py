@@ -124,7 +124,9 @@ def test_a_wrong_configuration_is_exit_code_2(document: dict[str, Any], tmp_path
 
 def test_a_broker_that_is_not_there_is_named(document: dict[str, Any], tmp_path: Path, closed_port: int) -> None:
     document["kafka"]["bootstrap_servers"] = f"127.0.0.1:{closed_port}"
-    assert f"127.0.0.1:{closed_port}" in refused(1, "run", "--once", config_file(tmp_path, document))
+    path = config_file(tmp_path, document)
+    assert f"127.0.0.1:{closed_port}" in refused(1, "run", "--once", "--log-level", "warning", path)
+    assert producer("run", "--once", "--log-level", "warning", path).stderr.count("\n") == 1
 
 
 def test_a_registry_that_is_not_there_is_named(document: dict[str, Any], tmp_path: Path, closed_port: int) -> None:

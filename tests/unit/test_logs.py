@@ -28,10 +28,11 @@ SECRETS = ("hunter%202", "hunter 2", "0123abcd")
 @pytest.fixture(autouse=True)
 def _logging_as_it_was() -> Iterator[None]:
     root = logging.getLogger()
-    handlers, level = root.handlers[:], root.level
+    handlers, levels = root.handlers[:], {name: logging.getLogger(name).level for name in ("", "producer", "aiokafka")}
     yield
     root.handlers[:] = handlers
-    root.setLevel(level)
+    for name, level in levels.items():
+        logging.getLogger(name).setLevel(level)
     structlog.reset_defaults()
 
 
@@ -41,7 +42,7 @@ def test_no_secret_reaches_a_log(log_format: LogFormat, capsys: pytest.CaptureFi
     configure_logs("info", log_format, redactor(settings))
     log = structlog.get_logger("producer.test")
     log.info("with hunter%202", key=settings.api_hash, nested={"a": ["hunter 2"]}, model=settings)
-    logging.getLogger("aiokafka").warning("refused: %s", "0123abcd")
+    logging.getLogger("telethon").warning("refused: %s", "0123abcd")
     try:
         raise ValueError("hunter 2 is wrong")
     except ValueError:
@@ -72,3 +73,12 @@ def test_a_level_below_the_asked_is_not_written(capsys: pytest.CaptureFixture[st
     configure_logs("warning", "plain")
     structlog.get_logger("producer.test").info("quiet")
     assert capsys.readouterr().err == ""
+
+
+@pytest.mark.parametrize(("level", "shown"), [("info", False), ("debug", True)])
+def test_the_attempts_of_the_kafka_client_are_for_debugging(
+    level: str, shown: bool, capsys: pytest.CaptureFixture[str]
+) -> None:
+    configure_logs(level, "plain")
+    logging.getLogger("aiokafka.conn").error("Unable connect")
+    assert ("Unable connect" in capsys.readouterr().err) is shown
