@@ -55,6 +55,11 @@ class Source(Protocol):
         """A reader with a connection of its own."""
         ...
 
+    async def divide(self, stream: StreamConfig, dataset: Dataset, checkpoint: Checkpoint) -> Position | None:
+        """A position inside what is left of the split, with about half of the rows on each side of it; None where
+        that is not worth while, or cannot be told."""
+        ...
+
     async def remaining(self, stream: StreamConfig, dataset: Dataset, checkpoint: Checkpoint) -> int | None:
         """About how many rows of the split are still to come (cheaply: estimates will do); None: not known."""
         ...

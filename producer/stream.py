@@ -5,9 +5,10 @@ from __future__ import annotations
 import asyncio
 import functools
 import time
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections import deque
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Executor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 import structlog
@@ -28,6 +29,7 @@ StateName = Literal["starting", "running", "paused", "complete", "failed", "stop
 WINDOW_PAGES = 8
 MAX_PAGE_BYTES = 4 * 2**20
 WATCH_INTERVAL_S = 5.0
+DIVIDE_PAGES = 16  # what is left of a split is halved for an idle place while it is more than so many pages
 
 #: Makes a stream's writer once its dataset is known: schemas are derived or checked and registered, the topic made.
 OpenWriter = Callable[[StreamConfig, Dataset], Awaitable[PageWriter[Any]]]
@@ -199,32 +201,86 @@ class Stream:
             give_up_after_s=self._engine.give_up_after_s,
         )
         io = self._io(commits)
-        todo = [progress for progress in self.status.splits if not progress.checkpoint.done]
-        places = asyncio.Semaphore(self.config.max_parallel)
         async with asyncio.TaskGroup() as background:
             side = [background.create_task(commits.run()), background.create_task(self._watch())]
             async with asyncio.TaskGroup() as group:
-                for progress in todo:
-                    group.create_task(self._run_split(io, self._dataset, progress, places))
+                await self._schedule(io, group)
             for task in side:
                 task.cancel()
 
-    async def _run_split(
-        self, io: StreamIO, dataset: Dataset, progress: SplitProgress, places: asyncio.Semaphore
-    ) -> None:
-        async with places:
-            if self._engine.stop.is_set():
-                return
-            reader: PageReader | None = None
-            try:
-                async for attempt in self._attempts():
-                    with attempt:
-                        if reader is None:
-                            reader = await self._source.reader(self.config, dataset, progress.checkpoint.split)
-                        await run_split(io, reader, progress)
-            finally:
-                if reader is not None:
-                    await reader.close()
+    async def _schedule(self, io: StreamIO, group: asyncio.TaskGroup) -> None:
+        """Keeps `max_parallel` splits moving: those that wait first, then halves of the largest one that moves."""
+        waiting = deque(progress for progress in self.status.splits if not progress.checkpoint.done)
+        running: dict[asyncio.Task[None], SplitProgress] = {}
+        whole: set[str] = set()  # splits that need not be looked at again
+        while waiting or running:
+            while waiting and len(running) < self.config.max_parallel:
+                progress = waiting.popleft()
+                running[group.create_task(self._run_split(io, progress))] = progress
+            if not waiting and len(running) < self.config.max_parallel and not self._engine.stop.is_set():
+                await self._halt_largest(running.values(), whole)
+            done, _ = await asyncio.wait(running, return_when=asyncio.FIRST_COMPLETED)
+            for task in done:
+                progress = running.pop(task)
+                if task.cancelled() or task.exception() is not None:
+                    return  # the group sees to the others
+                if progress.halt and not progress.checkpoint.done and not self._engine.stop.is_set():
+                    progress.halt = False
+                    waiting.append(progress)
+                    waiting.extend(await self._divide(progress, whole))
+
+    async def _halt_largest(self, running: Iterable[SplitProgress], whole: set[str]) -> None:
+        """Halts the split with the most rows to come, if they are worth a place of their own."""
+        assert self._dataset is not None
+        largest, most = None, DIVIDE_PAGES * self.config.page_size
+        for progress in running:
+            split_id = progress.checkpoint.split.id
+            if split_id in whole or progress.halt:
+                continue
+            with _ignored_transient(self.config.name):
+                rows = await self._source.remaining(self.config, self._dataset, progress.checkpoint)
+                if rows is None or rows <= most:
+                    whole.add(split_id)  # it only gets smaller
+                else:
+                    largest, most = progress, rows
+        if largest is not None:
+            largest.halt = True
+
+    async def _divide(self, progress: SplitProgress, whole: set[str]) -> Sequence[SplitProgress]:
+        """Gives the second half of what a drained split has to come to a new split; both are committed at once."""
+        assert self._dataset is not None
+        checkpoint = progress.checkpoint
+        whole.add(checkpoint.split.id)
+        with _ignored_transient(self.config.name):
+            middle = await self._source.divide(self.config, self._dataset, checkpoint)
+            if middle is None:
+                return ()
+            ids = {int(p.checkpoint.split.id) for p in self.status.splits}
+            first = replace(checkpoint, split=replace(checkpoint.split, upper=middle))
+            second = Checkpoint(Split(str(max(ids) + 1), middle, checkpoint.split.upper))
+            await self._engine.store.commit(self.config.name, self._epoch, [first, second])
+            whole.discard(checkpoint.split.id)
+            progress.checkpoint = first
+            added = SplitProgress(second)
+            self.status.splits.append(added)
+            log.debug("split divided", stream=self.config.name, split=first.split.id, added=second.split.id)
+            return (added,)
+        return ()
+
+    async def _run_split(self, io: StreamIO, progress: SplitProgress) -> None:
+        assert self._dataset is not None
+        if self._engine.stop.is_set():
+            return
+        reader: PageReader | None = None
+        try:
+            async for attempt in self._attempts():
+                with attempt:
+                    if reader is None:
+                        reader = await self._source.reader(self.config, self._dataset, progress.checkpoint.split)
+                    await run_split(io, reader, progress)
+        finally:
+            if reader is not None:
+                await reader.close()
 
     def _attempts(self) -> Any:
         return attempts(

@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import pyarrow as pa
 
+from producer.config import Config, StreamConfig
 from producer.inflight import ByteBudget
-from producer.model import Checkpoint, KeyPosition, Page, Position, Split, StreamState
+from producer.metrics import Metrics
+from producer.model import Checkpoint, Dataset, KeyPosition, Page, Position, Split, StreamState
+from producer.parts import Parts
 from producer.pipeline import Committer, Limits, SplitProgress, StreamIO
+from producer.service import Service
 
 
 @dataclass
@@ -180,3 +185,105 @@ def stream_io(
 def fresh() -> SplitProgress:
     """Progress of a split that has not begun."""
     return SplitProgress(Checkpoint(Split("0")))
+
+
+@dataclass
+class SplitReader(ScriptedReader):
+    """A ScriptedReader within a split's bounds."""
+
+    split: Split = field(default_factory=lambda: Split("0"))
+
+    async def fetch(self, position: Position | None, limit: int) -> Page:
+        return await ScriptedReader.fetch(self, position if position is not None else self.split.lower, limit)
+
+
+@dataclass
+class ScriptedSource:
+    """A table of the ids 1..`rows`. `cuts` are the upper ends of the planned splits but the last."""
+
+    rows: int
+    cuts: Sequence[int] = ()
+    identity: str = "table"
+    describe_error: BaseException | None = None
+    reader_faults: dict[int, BaseException] = field(default_factory=dict)
+    row_bytes: int | None = 8
+    divided: int = 0
+    readers: int = 0
+    closed: int = 0
+
+    async def start(self) -> None: ...
+
+    async def close(self) -> None:
+        self.closed += 1
+
+    async def describe(self, stream: StreamConfig) -> Dataset:
+        if self.describe_error is not None:
+            raise self.describe_error
+        schema = pa.schema([pa.field("id", pa.int64(), nullable=False), pa.field("fill", pa.string())])
+        return Dataset(
+            stream.name, schema, ("id",), ("id",), {"t": self.identity}, rows_estimate=self.rows, row_bytes_estimate=8
+        )
+
+    async def plan(self, stream: StreamConfig, dataset: Dataset) -> Sequence[Split]:
+        ends = [KeyPosition((cut,)) for cut in (*self.cuts, self.rows)]
+        lowers: list[Position | None] = [None, *ends[:-1]]
+        uppers: list[Position | None] = [*ends[:-1], None if stream.mode != "snapshot" else ends[-1]]
+        return [Split(str(i), low, up) for i, (low, up) in enumerate(zip(lowers, uppers, strict=True))]
+
+    async def reader(self, stream: StreamConfig, dataset: Dataset, split: Split) -> SplitReader:
+        self.readers += 1
+        return SplitReader(last=_id(split.upper, self.rows), faults=self.reader_faults, split=split)
+
+    async def divide(self, stream: StreamConfig, dataset: Dataset, checkpoint: Checkpoint) -> Position | None:
+        self.divided += 1
+        low, high = self._rest(checkpoint)
+        return KeyPosition(((low + high) // 2,)) if high - low > 1 else None
+
+    async def remaining(self, stream: StreamConfig, dataset: Dataset, checkpoint: Checkpoint) -> int | None:
+        low, high = self._rest(checkpoint)
+        return high - low
+
+    def _rest(self, checkpoint: Checkpoint) -> tuple[int, int]:
+        start = checkpoint.position if checkpoint.position is not None else checkpoint.split.lower
+        return _id(start, 0), _id(checkpoint.split.upper, self.rows)
+
+
+def _id(position: Position | None, default: int) -> int:
+    value = position.values[0] if isinstance(position, KeyPosition) else default
+    assert isinstance(value, int)
+    return value
+
+
+@dataclass
+class Nothing:
+    """A sink with nothing to close."""
+
+    async def close(self) -> None: ...
+
+
+def service_of(
+    sources: Mapping[str, ScriptedSource],
+    writers: Mapping[str, ScriptedWriter],
+    store: MemoryStore,
+    *,
+    retry_timeout_s: float = 5,
+    shutdown_timeout_s: float = 5,
+    **more: Any,
+) -> Service:
+    """A Service over stand-ins: a stream for each source, of the same name."""
+    config = Config.model_validate(
+        {
+            "sources": {name: {"type": "sql", "url": "sqlite:///none"} for name in sources},
+            "streams": [{"name": n, "source": n, "table": n, "page_size": 10, **more} for n in sources],
+            "retry_timeout_s": retry_timeout_s,
+            "shutdown_timeout_s": shutdown_timeout_s,
+        }
+    )
+
+    async def open_writer(stream: StreamConfig, dataset: Dataset) -> ScriptedWriter:
+        return writers[stream.name]
+
+    async def parts(config: Config, run_id: str) -> Parts:
+        return Parts(sources, Nothing(), store, open_writer)
+
+    return Service(config, metrics=Metrics(), run_id="r", parts=parts)
