@@ -42,8 +42,8 @@ class DumpConfig:
     table: str = ""
     output_dir: Path = Path("dumps")
     chunk_size: int = 5000  # rows a request
-    strategy: DumpStrategy = DumpStrategy.OFFSET
-    format: DumpFormat = DumpFormat.JSONL
+    strategy: DumpStrategy | str = DumpStrategy.OFFSET
+    format: DumpFormat | str = DumpFormat.JSONL
     compress: bool = False  # gzip; inside an Avro file deflate; Parquet is always compressed
     resume: bool = True
     resume_offset: int = 0

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import itertools
 import logging
+from asyncio import sleep
 from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, replace
@@ -31,6 +32,7 @@ ProgressCallback = Callable[[DumpProgress], object]
 
 #: A CSV of more rows than a sheet holds (2**20, one of them the header) is written as one file a chunk.
 SHEET_ROWS = 2**20 - 1
+DRAIN_S = 20.0
 
 
 class Client(Protocol):
@@ -202,29 +204,32 @@ class AsyncDumpManager:
                 done, pending = await asyncio.wait(pending, return_when=asyncio.FIRST_COMPLETED)
                 for task in done:
                     task.result()
-            self._acks.put_nowait(_Signal.END)
-            await committing
         finally:
-            tasks = {counting, committing, *readers}
-            for task in tasks:
-                task.cancel()
-            await asyncio.gather(*tasks, return_exceptions=True)
+            # What has been submitted still counts: it is on its way to the disk.
+            await _cancelled(counting, *readers)
+            self._acks.put_nowait(_Signal.END)
+            await asyncio.wait({committing}, timeout=DRAIN_S)
+            await _cancelled(committing)
+        committing.result()
 
     async def _read_split(
         self, sink: FileSink, dataset: Dataset, checkpoint: Checkpoint, submitting: asyncio.Lock
     ) -> None:
         split, position = checkpoint.split, checkpoint.position
         reader = await self._retried(lambda: self._source.reader(self._stream, dataset, split))
-        last = False
+        last, written = False, None
         try:
             while not last:
                 await self._going.wait()
                 after = position
                 page = await self._retried(lambda: reader.fetch(after, self.config.chunk_size))  # noqa: B023
                 chunk = await asyncio.to_thread(sink.prepare, page)
+                if written is not None:  # one chunk of a split is fetched and encoded while one is written, no more
+                    await asyncio.wait({written})
                 async with submitting:  # the order of the acknowledgements is that of the file
                     await self._going.wait()
-                    self._acks.put_nowait(_Ack(split.id, page, chunk, await sink.submit(chunk)))
+                    written = await sink.submit(chunk)
+                    self._acks.put_nowait(_Ack(split.id, page, chunk, written))
                 position, last = page.position, page.last
         finally:
             await reader.close()
@@ -313,5 +318,15 @@ class AsyncDumpManager:
             wait_s = max(config.retry_backoff**attempt, error.retry_after_s or 0.0)
             log.warning("%s: %s; attempt %d of %d in %.2f s", config.table, error, attempt, config.max_retries, wait_s)
             self.stats.retries += 1
-            await asyncio.sleep(wait_s)
+            await sleep(wait_s)
         raise AssertionError("unreachable: the loop ends by return or raise")
+
+
+async def _cancelled(*tasks: asyncio.Task[None]) -> None:
+    for task in tasks:
+        task.cancel()
+    if tasks:
+        await asyncio.wait(tasks)
+        for task in tasks:
+            if not task.cancelled():
+                task.exception()  # seen; the first one is what the dump raises

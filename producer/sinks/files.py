@@ -140,6 +140,7 @@ class FileSink:
                 for _, acked in items:
                     if not acked.done():
                         acked.set_exception(error)
+                        acked.exception()  # seen: it is raised to whoever awaits it, and to nobody else
                 continue
             for _, acked in items:
                 if not acked.done():

@@ -91,7 +91,7 @@ class JsonSqlServer:
         app = web.Application(client_max_size=2**24)
         app.router.add_post("/api/jsonrpc/", self._authorise)
         app.router.add_post("/api/jsonsql/", self._select)
-        self._runner = web.AppRunner(app, access_log=None)
+        self._runner = web.AppRunner(app, access_log=None, shutdown_timeout=0.5)
         await self._runner.setup()
         site = web.TCPSite(self._runner, "127.0.0.1", self.settings.port)
         await site.start()

@@ -13,6 +13,7 @@ from typing import Any
 
 import orjson
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from producer.errors import ConfigError, EncodeError, SchemaIncompatibleError
 from producer.sources.iptvportal.query import nearest
@@ -50,6 +51,7 @@ _ALIASES = {
     "jsonb": "json",
     "datetime": "timestamp",
 }
+_NUMBERS: dict[str, set[type]] = {"integer": {int, type(None)}, "float": {int, float, type(None)}}
 _DECIMAL = re.compile(r"(?:numeric|decimal)\((\d+),\s*(\d+)\)")
 
 
@@ -180,15 +182,18 @@ def _array(c: Column, values: Sequence[Json]) -> pa.Array:
     if pa.types.is_decimal(target):
         # str() of a float is its shortest form: what the API wrote, for as many digits as a double carries.
         return pa.array([None if v is None else str(v) for v in values], pa.string()).cast(target)
-    if pa.types.is_integer(target) or pa.types.is_floating(target):
-        if bool in set(map(type, values)):
-            raise TypeError("a boolean is not a number")
+    if c.type in _NUMBERS:
+        if set(map(type, values)) - _NUMBERS[c.type]:  # Arrow would cut 1.5 to 1, and take True for 1
+            raise TypeError(c.type)
         return pa.array(values, target)
     if target in (pa.string(), pa.bool_()):
         return pa.array(values, target)
     texts = pa.array(values, pa.string())
     if c.type == "timestamptz":  # texts with an offset, or taken as UTC
         return _utc(texts)
+    if c.type == "time":  # as part of a timestamp, since only there Arrow reads any number of digits
+        day = pc.binary_join_element_wise(pa.scalar("1970-01-01"), texts, pa.scalar(" "))
+        return day.cast(pa.timestamp("us")).cast(target)
     return texts.cast(target)
 
 

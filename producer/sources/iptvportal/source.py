@@ -88,7 +88,7 @@ class IptvPortalSource:
         if stream.traversal == "ID_RANGE":
             _check_ranges(stream, order, next((c.type for c in columns if c.name == ID), None))
         names = {c.name for c in columns}
-        ((count,),) = await self._client.select(data=[_function("count", "*")], from_=table, **_where(where))
+        count = await self._count(table, where)
         return Dataset(
             name=table,
             schema=pa.schema([c.field for c in columns]),
@@ -104,7 +104,7 @@ class IptvPortalSource:
                 "order": [list(o) for o in order],
             },
             hidden=hidden,
-            rows_estimate=int(count),
+            rows_estimate=count,
         )
 
     async def plan(self, stream: StreamConfig, dataset: Dataset) -> Sequence[Split]:
@@ -118,16 +118,26 @@ class IptvPortalSource:
         ranks = sorted({rows * i // stream.max_parallel for i in range(1, stream.max_parallel)} - {0})
         calls: list[Call] = [("select", {**base, "data": [_function("max", ID)]})]
         calls += [("select", {**base, "data": [ID], "order_by": ID, "limit": 1, "offset": r - 1}) for r in ranks]
-        highest, *inner = [result[0][0] if result else None for result in await self._client.batch(calls)]
-        if highest is None and not tail:
+        highest, *inner = await self._client.batch(calls)
+        if highest == [[None]] and not tail:
             return [Split("0", None, KeyPosition((0,)))]  # an empty table: nothing is there now
-        bounds = sorted({i for i in inner if i is not None} - {highest})
+        last = None if tail else _number(dataset.name, highest)
+        bounds = sorted({_number(dataset.name, rows) for rows in inner if rows} - {last})
         lowers: list[int | None] = [None, *bounds]
-        uppers: list[int | None] = [*bounds, None if tail else highest]
+        uppers: list[int | None] = [*bounds, last]
         return [Split(str(n), _key(a), _key(b)) for n, (a, b) in enumerate(zip(lowers, uppers, strict=True))]
 
     async def reader(self, stream: StreamConfig, dataset: Dataset, split: Split) -> IptvPortalReader:
         return IptvPortalReader(self._client, stream.traversal, dataset, split)
+
+    async def divide(self, stream: StreamConfig, dataset: Dataset, checkpoint: Checkpoint) -> Position | None:
+        """The id in the middle of what is left, by rank; None for OFFSET and for less than four pages."""
+        left = None if stream.traversal == "OFFSET" else await self.remaining(stream, dataset, checkpoint)
+        if left is None or left < 4 * stream.page_size:
+            return None
+        ranked = {"order_by": ID, "limit": 1, "offset": left // 2 - 1}
+        rows = await self._client.select(data=[ID], from_=dataset.name, **ranked, **_where(_left(dataset, checkpoint)))
+        return _key(_number(dataset.name, rows)) if rows else None
 
     async def remaining(self, stream: StreamConfig, dataset: Dataset, checkpoint: Checkpoint) -> int | None:
         if checkpoint.done:
@@ -136,9 +146,11 @@ class IptvPortalSource:
         read = position.rows if isinstance(position, OffsetPosition) else 0
         if isinstance(upper, OffsetPosition):
             return max(0, upper.rows - read)
-        where = all_of(dataset.identity["where"], *_range(position, upper))
-        ((count,),) = await self._client.select(data=[_function("count", "*")], from_=dataset.name, **_where(where))
-        return max(0, int(count) - read)
+        return max(0, await self._count(dataset.name, _left(dataset, checkpoint)) - read)
+
+    async def _count(self, table: str, where: Json) -> int:
+        rows = await self._client.select(data=[_function("count", "*")], from_=table, **_where(where))
+        return _number(table, rows)
 
     def _check_where(self, table: str, where: Json) -> None:
         known = [c.name for c in self._tables.get(table, ())]
@@ -275,6 +287,20 @@ def _order(stream: StreamConfig, key: tuple[str, ...]) -> list[tuple[str, str]]:
 
 def _order_json(name: str, way: str) -> Json:
     return name if way == "ASC" else [name, way]
+
+
+def _left(dataset: Dataset, checkpoint: Checkpoint) -> Json:
+    """The condition of a split's rows after its position."""
+    position = checkpoint.position or checkpoint.split.lower
+    return all_of(dataset.identity["where"], *_range(position, checkpoint.split.upper))
+
+
+def _number(table: str, rows: Json) -> int:
+    """The one whole number of an answer."""
+    match rows:
+        case [[int(number)]]:
+            return number
+    raise SchemaIncompatibleError(f"iptvportal: {table}: the answer is not one whole number", hint="is id numeric?")
 
 
 def _range(position: Position | None, upper: Position | None) -> list[Json]:
