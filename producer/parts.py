@@ -104,14 +104,13 @@ async def open_parts(config: Config, run_id: str) -> Parts:
     sink = KafkaSink(config.kafka, config.app, run_id)
     store = make_store(config)
     registry = make_registry(config)
-    started: list[Any] = []
+    everything: list[Any] = [sink, store, *sources.values(), *([registry] if registry else [])]
     try:
         async with asyncio.TaskGroup() as group:
-            for part in (sink, store, *sources.values(), *([registry] if registry else [])):
-                started.append(part)
+            for part in everything:
                 group.create_task(part.start())
     except* Exception as errors:
-        for part in started:
+        for part in everything:
             await part.close()
         raise errors.exceptions[0] from None
 

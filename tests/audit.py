@@ -79,7 +79,7 @@ class TopicAudit:
                 self.records += 1
                 created_s = message.timestamp()[1] / 1000
                 self.first_append_s = min(self.first_append_s or created_s, created_s)
-                key = fastavro.schemaless_reader(io.BytesIO(message.key()[self.prefix :]), self._schema, None)
+                key: Any = fastavro.schemaless_reader(io.BytesIO(message.key()[self.prefix :]), self._schema, None)
                 self.keys[tuple(key.values())] += 1
             for place in self._consumer.position(list(map(self._at, ends))):
                 if place.offset >= 0:  # also past what is no record: markers of transactions
