@@ -82,6 +82,22 @@ async def test_splits_keep_the_plans_order_whichever_was_written_last(open_store
     assert [c.split.id for c in (await newer.load("t")).checkpoints] == ["7", "3", "5", "9", "11"]  # type: ignore[union-attr]
 
 
+async def test_the_plans_order_outlives_a_compaction(open_store: Open, kafka_bootstrap: str) -> None:
+    """Which leaves each key's newest record, in the order of their writing."""
+    store = await open_store()
+    epoch = await store.claim("t")
+    await store.begin(state(epoch, at(7, 0), at(3, 0), at(5, 0)))
+    kept = {r.key: r.value for r in await read_topic(kafka_bootstrap, store.topic)}
+    await store.close()
+    await put(kafka_bootstrap, store.topic, *((key, None) for key in kept))
+    await put(kafka_bootstrap, store.topic, *reversed(kept.items()))
+
+    loaded = await (await open_store()).load("t")
+
+    assert loaded is not None
+    assert loaded.checkpoints == (at(7, 0), at(3, 0), at(5, 0))
+
+
 async def test_a_commit_writes_one_record_a_changed_split(open_store: Open, kafka_bootstrap: str) -> None:
     store = await open_store()
     epoch = await store.claim("t")

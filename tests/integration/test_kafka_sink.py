@@ -130,6 +130,22 @@ async def test_batches_stay_under_the_topics_limit(sink: KafkaSink, kafka_bootst
     assert len(await read_topic(kafka_bootstrap, s.topic)) == 2000
 
 
+async def test_pages_of_many_batches_keep_their_order_in_each_partition(sink: KafkaSink, kafka_bootstrap: str) -> None:
+    s = stream()
+    await sink.ensure_topic(s.topic, 2, 1, {"max.message.bytes": "3000"})
+    writer = sink.writer(s, TextEncoder())
+    pages = [writer.prepare(page(i, i + 499)) for i in range(0, 5000, 500)]
+    assert all(len(batches) > 2 for prepared in pages for batches in prepared.batches.values())
+
+    await asyncio.gather(*[await writer.submit(prepared) for prepared in pages])
+
+    records = await read_topic(kafka_bootstrap, s.topic)
+    assert len(records) == 5000
+    for partition in (0, 1):
+        keys = [int(r.key) for r in records if r.partition == partition]
+        assert keys == sorted(keys)
+
+
 async def test_one_record_over_the_limit_is_refused_by_its_key_before_it_is_sent(sink: KafkaSink) -> None:
     s = stream()
     await sink.ensure_topic(s.topic, 1, 1, {"max.message.bytes": "2000"})
