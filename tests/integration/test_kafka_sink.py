@@ -138,6 +138,7 @@ async def test_pages_of_many_batches_keep_their_order_in_each_partition(sink: Ka
     assert all(len(batches) > 2 for prepared in pages for batches in prepared.batches.values())
 
     await asyncio.gather(*[await writer.submit(prepared) for prepared in pages])
+    await sink.close()
 
     records = await read_topic(kafka_bootstrap, s.topic)
     assert len(records) == 5000
