@@ -45,6 +45,16 @@ static int valid_utf8(const uint8_t *s, int64_t size)
 {
     int64_t i = 0;
     while (i < size) {
+        if (i + 8 <= size) {
+            uint64_t word = LOAD(uint64_t, s + i, 0);
+            /* Eight ASCII characters, or four of two bytes whose first is at least C2 (below it they are overlong). */
+            if (!(word & 0x8080808080808080ull) ||
+                ((word & 0xc0e0c0e0c0e0c0e0ull) == 0x80c080c080c080c0ull &&
+                 (((word & 0x001e001e001e001eull) + 0x7fff7fff7fff7fffull) & 0x8000800080008000ull) == 0x8000800080008000ull)) {
+                i += 8;
+                continue;
+            }
+        }
         uint8_t c = s[i];
         if (c < 0x80) {
             i++;

@@ -16,7 +16,20 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from producer.encoding import native
-from producer.encoding.plan import AvroType, Names, Node, NotCovered, Op, Plan, compile_plan, source_column
+from producer.encoding.plan import (
+    YEAR_1_DAYS,
+    YEAR_1_MICROS,
+    YEAR_9999_DAYS,
+    YEAR_9999_MICROS,
+    AvroType,
+    Names,
+    Node,
+    NotCovered,
+    Op,
+    Plan,
+    compile_plan,
+    source_column,
+)
 from producer.errors import EncodeError, SchemaIncompatibleError
 
 Kernel = Literal["auto", "c", "numpy", "fastavro"]
@@ -160,10 +173,22 @@ class AvroEncoder:
         return EncodedColumn(memoryview(b"".join(parts)), offsets)
 
 
+#: The ranges of dates and timestamps, in days, milliseconds and microseconds.
+_YEARS = frozenset(
+    [
+        (YEAR_1_DAYS, YEAR_9999_DAYS),
+        (YEAR_1_MICROS // 1000, YEAR_9999_MICROS // 1000),
+        (YEAR_1_MICROS, YEAR_9999_MICROS),
+    ]
+)
+
+
 def _explain(node: Node, reason: str) -> str:
     match reason:
         case "null":
             return "is null, and its Avro type is not nullable"
+        case "range" if (node.c, node.d) in _YEARS:
+            return "is infinite or outside the years 1 to 9999"
         case "range" if node.c or node.d:
             return f"is outside {node.c} to {node.d}{' after scaling' if (node.a, node.b) != (1, 1) else ''}"
         case "symbol":

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from producer.encoding.arrow_avro import AvroEncoder, Kernel
 from producer.encoding.schema import derive_value_schema
+from producer.errors import EncodeError
 from producer.model import Dataset
 from tests.property.encoding_cases import SCALARS, Case, Table, tables
 
@@ -59,3 +60,23 @@ def test_a_string_of_one_megabyte_is_written_whole(kernel: Kernel) -> None:
     values = ["é" * 500_000, "", "x" * 1_000_000]
     batch = pa.record_batch({"c0": values})
     check(Table(batch, [[value] for value in values]), kernel)
+
+
+_pieces = st.lists(st.text(max_size=12).map(lambda t: t.encode("utf-8", "ignore")) | st.binary(max_size=3), max_size=6)
+
+
+@pytest.mark.parametrize("kernel", ["c", "numpy"])
+@settings(max_examples=400, deadline=None)
+@given(pieces=_pieces)
+def test_text_is_utf8_where_python_says_so(kernel: Kernel, pieces: list[bytes]) -> None:
+    raw = b"".join(pieces)
+    schema = {"type": "record", "name": "r", "fields": [{"name": "f", "type": "string"}]}
+    batch = pa.record_batch({"f": [raw]})
+    encoder = AvroEncoder(schema, batch.schema, kernel=kernel)
+    try:
+        raw.decode()
+    except UnicodeDecodeError:
+        with pytest.raises(EncodeError, match="UTF-8"):
+            encoder.encode(batch)
+    else:
+        assert encoder.encode(batch).row(0).endswith(raw)

@@ -56,13 +56,37 @@ INFINITY, MINUS_INFINITY = 2**63 - 1, -(2**63)
     [
         ("long", pa.array([1, None]), "is null"),
         ("string", pa.array(["x", None]), "is null"),
-        (logical("long", "timestamp-micros"), pa.array([0, INFINITY], pa.timestamp("us", "UTC")), "outside"),
-        (logical("long", "timestamp-micros"), pa.array([0, MINUS_INFINITY], pa.timestamp("us", "UTC")), "outside"),
-        (logical("long", "timestamp-micros"), pa.array([0, INFINITY], pa.timestamp("s", "UTC")), "outside"),
-        (logical("long", "timestamp-micros"), pa.array([0, -62135596801], pa.timestamp("s", "UTC")), "outside"),
-        (logical("long", "local-timestamp-micros"), pa.array([0, 253402300800], pa.timestamp("s")), "outside"),
-        (logical("int", "date"), pa.array([0, 2**31 - 1], pa.int32()).cast(pa.date32()), "outside"),
-        (logical("int", "date"), pa.array([0, -719163], pa.int32()).cast(pa.date32()), "outside"),
+        (
+            logical("long", "timestamp-micros"),
+            pa.array([0, INFINITY], pa.timestamp("us", "UTC")),
+            "infinite or outside the years",
+        ),
+        (
+            logical("long", "timestamp-micros"),
+            pa.array([0, MINUS_INFINITY], pa.timestamp("us", "UTC")),
+            "infinite or outside the years",
+        ),
+        (
+            logical("long", "timestamp-micros"),
+            pa.array([0, INFINITY], pa.timestamp("s", "UTC")),
+            "infinite or outside the years",
+        ),
+        (
+            logical("long", "timestamp-micros"),
+            pa.array([0, -62135596801], pa.timestamp("s", "UTC")),
+            "infinite or outside the years",
+        ),
+        (
+            logical("long", "local-timestamp-micros"),
+            pa.array([0, 253402300800], pa.timestamp("s")),
+            "infinite or outside the years",
+        ),
+        (
+            logical("int", "date"),
+            pa.array([0, 2**31 - 1], pa.int32()).cast(pa.date32()),
+            "infinite or outside the years",
+        ),
+        (logical("int", "date"), pa.array([0, -719163], pa.int32()).cast(pa.date32()), "infinite or outside the years"),
         (logical("long", "time-micros"), pa.array([0, 86_400_000_000], pa.int64()).view(pa.time64("us")), "outside"),
         ("int", pa.array([1, 2**31]), "outside"),
         ("long", pa.array([1, 2**63], pa.uint64()), "outside"),
@@ -105,7 +129,8 @@ def test_a_value_deep_inside_is_named_by_its_path_and_the_row_of_the_page(kernel
     "text", ["\u0080", "\u07ff", "\u0800", "\ud7ff", "\ue000", "\uffff", "\U00010000", "\U0010ffff"]
 )
 def test_every_edge_of_utf8_is_taken(text: str, kernel: Kernel) -> None:
-    assert encode("string", pa.array([text, "a" * 31 + text]), kernel) == reference("string", [text, "a" * 31 + text])
+    values = [before + text + after for before in ("", "a" * 31, "ж" * 9) for after in ("", "ж" * 5, "b" * 17)]
+    assert encode("string", pa.array(values), kernel) == reference("string", values)
 
 
 @pytest.mark.parametrize("kernel", VECTORISED)
@@ -123,8 +148,10 @@ def test_every_edge_of_utf8_is_taken(text: str, kernel: Kernel) -> None:
     ],
 )
 def test_every_edge_outside_utf8_is_refused(raw: bytes, kernel: Kernel) -> None:
-    with pytest.raises(EncodeError, match="UTF-8"):
-        encode("string", pa.array([b"a" * 40 + raw]), kernel)
+    for before in (b"a" * 40, "ж".encode() * 20, b"a" + "ж".encode() * 7, b""):
+        for after in (b"", b"a" * 9, "ж".encode() * 9):
+            with pytest.raises(EncodeError, match="UTF-8"):
+                encode("string", pa.array([before + raw + after]), kernel)
 
 
 @pytest.mark.parametrize("kernel", VECTORISED)
