@@ -144,7 +144,9 @@ def _source(args: argparse.Namespace) -> Source:
 def _settings(args: argparse.Namespace) -> tuple[str, Any]:
     """The kind of the source, and its configuration."""
     if args.config is not None:
-        config = options.load(args)
+        from producer.config import load_config
+
+        config = load_config(args.config)
         names = list(config.sources)
         if args.source is None and len(names) != 1:
             raise ConfigError(f"{args.config} has several sources", hint="--source one of " + ", ".join(names))
