@@ -162,24 +162,6 @@ def only_one(folder: Path) -> Iterator[None]:
         (folder / ".lock").touch()
     except OSError as error:
         raise ConfigError(
-            f"the cache folder {folder} cannot be written: {error.strerror}", hint="set PRODUCER_CACHE_DIR"
-        ) from None
-    with open(path, "rb") as file:
-        if hashlib.file_digest(file, "sha256").hexdigest() != sha256:
-            raise ConfigError(
-                f"{coordinates} is not the file that was pinned (its SHA-256 differs)", hint=f"see {path}"
-            )
-    return path
-
-
-@contextlib.contextmanager
-def only_one(folder: Path) -> Iterator[None]:
-    """Inside it no other process fetches into `folder`."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / ".lock").touch()
-    except OSError as error:
-        raise ConfigError(
             f"the cache folder {folder} cannot be written: {error.strerror}",
             hint="set PRODUCER_CACHE_DIR to another one",
         ) from None
