@@ -130,7 +130,8 @@ async def test_batches_stay_under_the_topics_limit(sink: KafkaSink, kafka_bootst
     assert len(await read_topic(kafka_bootstrap, s.topic)) == 2000
 
 
-async def test_pages_of_many_batches_keep_their_order_in_each_partition(sink: KafkaSink, kafka_bootstrap: str) -> None:
+async def test_pages_of_many_batches_keep_their_order_in_each_partition(kafka_bootstrap: str) -> None:
+    sink = KafkaSink(config(kafka_bootstrap, compression="none"), "sink-tests", "run-1")
     s = stream()
     await sink.ensure_topic(s.topic, 2, 1, {"max.message.bytes": "3000"})
     writer = sink.writer(s, TextEncoder())
