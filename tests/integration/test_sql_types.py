@@ -187,6 +187,7 @@ REFUSED = [
     ("sqlite", "integer", "x'00'", "a blob"),
     ("sqlite", "boolean", "2", "an integer 2"),
     ("sqlite", "text", "x'00'", "a blob"),
+    ("sqlite", "text", "cast(x'ff41' as text)", "a text that is not UTF-8"),
     ("sqlite", "blob", "'text'", "a text"),
     ("sqlite", "decimal(12,2)", "1.005", "a real 1.005"),
     ("sqlite", "decimal(4,2)", "100", "an integer 100"),

@@ -95,6 +95,7 @@ class PostgresSession:
         self._options = options
         self._executor = executor
         self._connection: Connection | None = None
+        self._closed = False
 
     async def fetch(self, query: Query) -> Rows:
         def work(connection: Connection) -> Rows:
@@ -119,6 +120,7 @@ class PostgresSession:
         return await self.run(work)
 
     async def close(self) -> None:
+        self._closed = True
         connection, self._connection = self._connection, None
         if connection is not None:
             await in_thread(self._executor, lambda: _close(connection), deadline_s=self._options.connect_timeout_s)
@@ -139,7 +141,7 @@ class PostgresSession:
                 except BaseException:
                     self._mend(connection)
                     raise
-                self._connection = connection
+                self._keep(connection)
                 return result
 
         def stop() -> None:
@@ -159,6 +161,13 @@ class PostgresSession:
         try:
             connection.rollback()
         except adbc.Error:
+            _close(connection)
+        else:
+            self._keep(connection)
+
+    def _keep(self, connection: Connection) -> None:
+        """For the next call; unless this one was given up and is late."""
+        if self._closed or self._connection is not None:
             _close(connection)
         else:
             self._connection = connection

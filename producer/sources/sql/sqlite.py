@@ -1,15 +1,18 @@
-"""Owns SQLite: reflection by pragmas, and pages as Arrow (ADBC), with the standard library's driver for the rest.
+"""Owns SQLite: reflection by pragmas, and pages as Arrow (ADBC).
 
-ADBC steps through a page in C without the interpreter's lock: three times the rate of `sqlite3`, which gives it back
-and takes it again for each row. It merges the kinds of a column's values into one type, though; pages where that may
-hide something are read again value by value (`sqlite_types`).
+ADBC steps through a page in C without the interpreter's lock: three times the rate of the standard library's driver,
+which gives the lock back and takes it again for each row (more than twenty times, while another thread computes). It
+merges the kinds of a column's values into one type, though; pages where that may hide something are read again with the
+kinds apart.
+
+The standard library's driver is not used beside it: it is another copy of SQLite, and when one copy closes a file, the
+operating system drops the locks of the whole process on it, those of the other copy too.
 """
 
 from __future__ import annotations
 
 import contextlib
 import datetime as dt
-import sqlite3
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Executor
 from pathlib import Path
@@ -23,7 +26,6 @@ import pyarrow as pa
 from producer.errors import (
     ConfigError,
     EncodeError,
-    PermanentError,
     ProducerError,
     SourceUnavailableError,
     TransientError,
@@ -58,7 +60,7 @@ class SqliteDatabase:
         self._meta = self.session()
 
     async def start(self) -> None:
-        await self._meta.run(lambda connection: connection.execute("SELECT count(*) FROM sqlite_master").fetchall())
+        await self._meta.run(lambda connection: _rows(connection, "SELECT count(*) FROM sqlite_master", {}))
 
     async def close(self) -> None:
         await self._meta.close()
@@ -73,7 +75,7 @@ class SqliteDatabase:
         return await self._meta.run(lambda connection: _reflect(connection, path[-1], decimal))
 
     async def parameter_types(self, sql: str, names: tuple[str, ...]) -> Mapping[str, str]:
-        await self._meta.run(lambda connection: connection.execute("EXPLAIN " + sql, dict.fromkeys(names)).fetchall())
+        await self._meta.run(lambda connection: _rows(connection, "EXPLAIN " + sql, dict.fromkeys(names)))
         return {}
 
     def sample(self, table: Table, rows: int | None) -> str | None:
@@ -87,51 +89,57 @@ class SqliteSession:
         self._path = path
         self._timeout_s = timeout_s
         self._executor = executor
-        self._plain: sqlite3.Connection | None = None
-        self._arrow: Connection | None = None
+        self._connection: Connection | None = None
+        self._closed = False
 
     async def fetch(self, query: Query) -> Rows:
-        return await self.run(lambda connection: self._page(connection, query))
+        return await self.run(lambda connection: _page(connection, query))
 
     async def keys(self, query: Query) -> list[tuple[KeyScalar, ...]]:
-        def work(connection: sqlite3.Connection) -> list[tuple[KeyScalar, ...]]:
-            rows = connection.execute(query.sql, _values(query)).fetchall()
-            return [row[: len(query.columns)] for row in rows]  # without the guards
+        def work(connection: Connection) -> list[tuple[KeyScalar, ...]]:
+            return [row[: len(query.columns)] for row in _rows(connection, query.sql, query.params)]
 
         return await self.run(work)
 
     async def estimate(self, query: Query) -> tuple[int, int] | None:
         """Counted, which takes 30 ms a million rows; the bytes are those of the whole file, shared out."""
 
-        def work(connection: sqlite3.Connection) -> tuple[int, int]:
-            counted = "SELECT count(*) FROM (" + query.sql + ")"
-            ((rows,),) = connection.execute(counted, _values(query)).fetchall()
+        def work(connection: Connection) -> tuple[int, int]:
+            ((rows,),) = _rows(connection, "SELECT count(*) FROM (" + query.sql + ")", query.params)
             return int(rows), self._path.stat().st_size // max(int(rows), 1)
 
         return await self.run(work)
 
     async def close(self) -> None:
-        plain, self._plain, arrow, self._arrow = self._plain, None, self._arrow, None
-        if plain is not None:
-            plain.close()
-        if arrow is not None:
-            arrow.close()
+        self._closed = True
+        connection, self._connection = self._connection, None
+        if connection is not None:
+            await in_thread(self._executor, connection.close, deadline_s=self._timeout_s)
 
-    async def run(self, work: Callable[[sqlite3.Connection], T]) -> T:
-        """`work` with the session's plain connection, in a thread."""
+    async def run(self, work: Callable[[Connection], T]) -> T:
+        """`work` with the session's connection, in a thread."""
 
         def job() -> T:
             with _translated(self._path):
-                if self._plain is None:
-                    self._plain = sqlite3.connect(_uri(self._path), uri=True, check_same_thread=False, timeout=5.0)
-                return work(self._plain)
+                connection, self._connection = self._connection, None
+                if connection is None:
+                    connection = _open(self._path)
+                current.append(connection)
+                try:
+                    result = work(connection)
+                finally:  # also after an error: a read leaves nothing behind once its transaction has ended
+                    connection.rollback()
+                    if self._closed or self._connection is not None:  # this call was given up, and is late
+                        connection.close()
+                    else:
+                        self._connection = connection
+                return result
 
         def stop() -> None:
-            if self._plain is not None:
-                self._plain.interrupt()
-            if self._arrow is not None:
-                self._arrow.adbc_cancel()
+            for connection in current:
+                connection.adbc_cancel()
 
+        current: list[Connection] = []
         try:
             return await in_thread(self._executor, job, deadline_s=self._timeout_s, stop=stop)
         except TimeoutError:
@@ -140,54 +148,87 @@ class SqliteSession:
                 hint="a smaller page_size or a longer statement_timeout_s may help",
             ) from None
 
-    def _page(self, connection: sqlite3.Connection, query: Query) -> Rows:
-        table = self._read(query)
-        names = [column.name for column in query.columns]
-        guards = iter(table.columns[len(names) :])
-        stored: list[tuple[Any, ...]] | None = None
-        arrays: list[pa.Array] = []
-        for i, column in enumerate(query.columns):
-            kinds = _whole(next(guards)) if column.guard else None
-            values = sqlite_types.fast(column, _whole(table.column(i)), kinds)
-            if values is None:
-                if stored is None:
-                    stored = connection.execute(query.sql, _values(query)).fetchall()
-                try:
-                    values = sqlite_types.exact(column, [row[i] for row in stored])
-                except Unreadable as error:
-                    key = [str(stored[error.row][names.index(name)]) for name in query.key]
-                    raise error.error(column.name, ", ".join(key)) from None
-            arrays.append(values)
-        batch = pa.RecordBatch.from_arrays(arrays, schema=pa.schema([column.field for column in query.columns]))
 
-        def key_at(row: int) -> tuple[KeyScalar, ...]:
-            """As it is stored, for that is what comparisons see."""
-            places = [names.index(name) for name in query.key]
-            return tuple(table.column(i)[row].as_py() if stored is None else stored[row][i] for i in places)
+def _open(path: Path) -> Connection:
+    connection = adbc.connect(f"file:{percent(str(path))}?mode=ro")
+    _rows(connection, "PRAGMA busy_timeout = 2000", {})
+    connection.rollback()
+    return connection
 
-        return Rows(batch, key_at)
 
-    def _read(self, query: Query) -> pa.Table:
-        """The page as ADBC sees it."""
-        if self._arrow is None:
-            self._arrow = adbc.connect(_uri(self._path))
-        names = list(query.params)
-        sql = bind_named(query.sql, lambda name: f"?{names.index(name) + 1}")
-        values = tuple(_plain_value(value) for value in query.params.values())
-        # One batch: the driver derives the types from a page's first batch.
-        with self._arrow.cursor(adbc_stmt_kwargs={"adbc.sqlite.query.batch_rows": "1000000"}) as cursor:
-            cursor.execute(sql, parameters=values or None)
-            table = cursor.fetch_arrow_table()
-        self._arrow.commit()
-        return table
+def _page(connection: Connection, query: Query) -> Rows:
+    table = _read(connection, query.sql, query.params)
+    names = [column.name for column in query.columns]
+    guards = iter(table.columns[len(names) :])
+    stored: list[list[Any]] | None = None
+    arrays: list[pa.Array] = []
+    for i, column in enumerate(query.columns):
+        kinds = _whole(next(guards)) if column.guard else None
+        values = sqlite_types.fast(column, _whole(table.column(i)), kinds)
+        if values is None:
+            if stored is None:
+                stored = _stored(connection, query)
+            try:
+                values = sqlite_types.exact(column, stored[i])
+            except Unreadable as error:
+                key = [str(stored[names.index(name)][error.row]) for name in query.key]
+                raise error.error(column.name, ", ".join(key)) from None
+        arrays.append(values)
+    batch = pa.RecordBatch.from_arrays(arrays, schema=pa.schema([column.field for column in query.columns]))
+
+    def key_at(row: int) -> tuple[KeyScalar, ...]:
+        """As it is stored, for that is what comparisons see."""
+        places = [names.index(name) for name in query.key]
+        return tuple(table.column(i)[row].as_py() if stored is None else stored[i][row] for i in places)
+
+    return Rows(batch, key_at)
+
+
+def _stored(connection: Connection, query: Query) -> list[list[Any]]:
+    """The columns of the page as Python values of the very kinds that are stored.
+
+    Each column is read as four, one for each storage class, so that none is of two kinds. In the transaction of the
+    first reading, so it is the same page.
+    """
+    listed = ", ".join(
+        f"CASE typeof({column.select}) WHEN '{kind}' THEN {read.format(column.select)} END"
+        for column in query.columns
+        for kind, read in _KINDS.items()
+    )
+    plain = ", ".join(column.select for column in query.columns)
+    assert query.sql.startswith("SELECT " + plain)
+    table = _read(connection, "SELECT " + listed + query.sql[len("SELECT " + plain) :], query.params)
+    columns = []
+    for i in range(len(query.columns)):
+        kinds = [table.column(len(_KINDS) * i + n).to_pylist() for n in range(len(_KINDS))]
+        kinds[-1] = [None if value is None else sqlite_types.decoded(value) for value in kinds[-1]]
+        columns.append([next((value for value in row if value is not None), None) for row in zip(*kinds, strict=True)])
+    return columns
+
+
+# Text as its bytes, because it need not be UTF-8.
+_KINDS = {"integer": "{}", "real": "{}", "blob": "{}", "text": "CAST({} AS BLOB)"}
+
+
+def _read(connection: Connection, sql: str, params: Mapping[str, Any]) -> pa.Table:
+    """The fetch seam: a SELECT's result in the driver's own Arrow types."""
+    names = list(params)
+    numbered = bind_named(sql, lambda name: f"?{names.index(name) + 1}")
+    values = tuple(_plain_value(value) for value in params.values())
+    # One batch: the driver derives the types from a page's first batch.
+    with connection.cursor(adbc_stmt_kwargs={"adbc.sqlite.query.batch_rows": "1000000"}) as cursor:
+        cursor.execute(numbered, parameters=values or None)
+        return cursor.fetch_arrow_table()
+
+
+def _rows(connection: Connection, sql: str, params: Mapping[str, Any]) -> list[tuple[Any, ...]]:
+    """A small result as tuples; a column's values are of one kind."""
+    columns = [column.to_pylist() for column in _read(connection, sql, params).columns]
+    return list(zip(*columns, strict=True))
 
 
 def _whole(values: pa.ChunkedArray) -> pa.Array:
     return values.chunk(0) if values.num_chunks == 1 else pa.concat_arrays(values.chunks or [pa.array([], values.type)])
-
-
-def _values(query: Query) -> dict[str, Any]:
-    return {name: _plain_value(value) for name, value in query.params.items()}
 
 
 def _plain_value(value: Any) -> Any:
@@ -204,21 +245,22 @@ def _plain_value(value: Any) -> Any:
     raise ConfigError(f"params: SQLite takes no {type(value).__name__}")
 
 
-def _uri(path: Path) -> str:
-    return f"file:{percent(str(path))}?mode=ro"
-
-
-def _reflect(connection: sqlite3.Connection, name: str, decimal: str | None) -> Table:
-    tables = connection.execute(
-        "SELECT name, type FROM sqlite_master WHERE type IN ('table', 'view') AND name NOT LIKE 'sqlite!_%' ESCAPE '!'"
-    ).fetchall()
-    kinds = dict(tables)
-    real = next((table for table in kinds if table == name or table.lower() == name.lower()), None)
+def _reflect(connection: Connection, name: str, decimal: str | None) -> Table:
+    tables = _rows(
+        connection,
+        "SELECT name, type FROM sqlite_master WHERE type IN ('table', 'view') AND name NOT LIKE 'sqlite!_%' ESCAPE '!'",
+        {},
+    )
+    kinds: dict[str, str] = dict(tables)
+    real = next((table for table in kinds if table == name), None) or next(
+        (table for table in kinds if table.lower() == name.lower()), None
+    )
     if real is None:
         raise ConfigError(f"table {name!r} is not there", hint=nearest(name, kinds))
-    infos = connection.execute(
-        'SELECT name, type, "notnull", pk FROM pragma_table_xinfo(?) WHERE hidden <> 1', (real,)
-    ).fetchall()
+    this = {"table": real}
+    infos = _rows(
+        connection, 'SELECT name, type, "notnull", pk FROM pragma_table_xinfo(:table) WHERE hidden <> 1', this
+    )
     primary = [(place, column) for column, _, _, place in infos if place]
     declared = {column: kind.upper() for column, kind, _, _ in infos}
     rowid = len(primary) == 1 and declared[primary[0][1]] == "INTEGER"  # an alias of the rowid: never null
@@ -227,13 +269,16 @@ def _reflect(connection: sqlite3.Connection, name: str, decimal: str | None) -> 
         sqlite_types.column(column, kind, nullable=column not in not_null, wish=decimal) for column, kind, _, _ in infos
     )
     unique = [tuple(column for _, column in sorted(primary))] if primary else []
-    for (index,) in connection.execute(
-        "SELECT name FROM pragma_index_list(?) WHERE \"unique\" AND NOT partial AND origin <> 'pk' ORDER BY seq",
-        (real,),
-    ).fetchall():
-        names = [row[0] for row in connection.execute("SELECT name FROM pragma_index_info(?) ORDER BY seqno", (index,))]
-        if all(column in not_null for column in names):
-            unique.append(tuple(names))
+    indexes = _rows(
+        connection,
+        "SELECT name FROM pragma_index_list(:table) WHERE \"unique\" AND NOT partial AND origin <> 'pk' ORDER BY seq",
+        this,
+    )
+    for (index,) in indexes:
+        sql = "SELECT name FROM pragma_index_info(:index) ORDER BY seqno"
+        names = tuple(row[0] for row in _rows(connection, sql, {"index": index}))
+        if not_null.issuperset(names):
+            unique.append(names)
     return Table((real,), quote(real), columns, tuple(unique), is_view=kinds[real] == "view")
 
 
@@ -241,8 +286,10 @@ def _reflect(connection: sqlite3.Connection, name: str, decimal: str | None) -> 
 def _translated(path: Path) -> Iterator[None]:
     try:
         yield
-    except (sqlite3.Error, adbc.Error) as error:
+    except adbc.Error as error:
         raise _translate(error, path) from None
+    except UnicodeDecodeError:
+        raise EncodeError(f"SQLite {str(path)!r}: a key's text is not UTF-8") from None
 
 
 def _translate(error: Exception, path: Path) -> ProducerError:
@@ -254,10 +301,6 @@ def _translate(error: Exception, path: Path) -> ProducerError:
         return SourceUnavailableError(f"{where}: {text}")
     if "interrupt" in text.lower():
         return TransientError(f"{where}: the query was stopped")
-    if "Could not decode to UTF-8" in text:
-        return EncodeError(f"{where}: a text value is not UTF-8: {text}")
     if "not a database" in text or "unable to open" in text:
         return ConfigError(f"{where}: {text}")
-    if isinstance(error, sqlite3.OperationalError | sqlite3.ProgrammingError):
-        return ConfigError(f"{where}: {text}")
-    return PermanentError(f"{where}: {text}")
+    return ConfigError(f"{where}: {text}")

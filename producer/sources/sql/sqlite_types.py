@@ -195,7 +195,25 @@ def exact(column: Column, values: Sequence[Any]) -> pa.Array:
     return pa.array(out, column.field.type)
 
 
-_KINDS: Mapping[type, str] = {int: "an integer", float: "a real", str: "a text", bytes: "a blob"}
+class BrokenText(bytes):
+    """The bytes of a text that is not UTF-8."""
+
+
+def decoded(text: bytes) -> str | BrokenText:
+    """A stored text."""
+    try:
+        return text.decode()
+    except UnicodeDecodeError:
+        return BrokenText(text)
+
+
+_KINDS: Mapping[type, str] = {
+    int: "an integer",
+    float: "a real",
+    str: "a text",
+    bytes: "a blob",
+    BrokenText: "a text that is not UTF-8",
+}
 
 
 def _reader(column: Column) -> Callable[[Any], Any]:
