@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import importlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from producer.checkpoints import STORES
 from producer.config import Config, StreamConfig
-from producer.errors import ConfigError
+from producer.errors import ConfigError, ProducerError
 from producer.model import Dataset, Json
 from producer.protocols import CheckpointStore, PageWriter, Source
 from producer.sources import SOURCES
@@ -36,9 +37,9 @@ class Parts:
     """What a run is made of, started and ready."""
 
     sources: Mapping[str, Source]
-    sink: Any
     store: CheckpointStore
     open_writer: OpenWriter
+    clients: Sequence[Any] = ()  # what else is to be closed, after the sources and before the store
 
 
 def make_source(config: Config, name: str) -> Source:
@@ -109,15 +110,18 @@ async def open_parts(config: Config, run_id: str) -> Parts:
         async with asyncio.TaskGroup() as group:
             for part in everything:
                 group.create_task(part.start())
-    except* Exception as errors:
+    except BaseException as error:
         for part in everything:
-            await part.close()
-        raise errors.exceptions[0] from None
+            with contextlib.suppress(ProducerError):
+                await part.close()
+        if isinstance(error, BaseExceptionGroup):
+            raise error.exceptions[0] from None
+        raise
 
     async def open_writer(stream: StreamConfig, dataset: Dataset) -> PageWriter[Any]:
         return await open_kafka_writer(stream, dataset, sink, registry)
 
-    return Parts(sources, sink, store, open_writer)
+    return Parts(sources, store, open_writer, [sink, *([registry] if registry else [])])
 
 
 async def open_kafka_writer(

@@ -191,7 +191,7 @@ class Service:
             except ProducerError as error:
                 log.warning("did not close cleanly", part=type(part).__name__, error=str(error))
 
-        for part in (*self._streams.values(), *parts.sources.values(), parts.sink, parts.store):
+        for part in (*self._streams.values(), *parts.sources.values(), *parts.clients, parts.store):
             await close(part)
 
     @staticmethod

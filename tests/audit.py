@@ -75,12 +75,14 @@ class TopicAudit:
             assert time.monotonic() < until, f"the topic {self.topic} was not read to its end in {deadline_s} s"
             for message in self._consumer.consume(20_000, timeout=0.2):
                 assert message.error() is None, message.error()
-                self._partitions[message.partition()] = message.offset() + 1
+                partition, offset, key = message.partition(), message.offset(), message.key()
+                assert partition is not None and offset is not None and key is not None
+                self._partitions[partition] = offset + 1
                 self.records += 1
                 created_s = message.timestamp()[1] / 1000
                 self.first_append_s = min(self.first_append_s or created_s, created_s)
-                key: Any = fastavro.schemaless_reader(io.BytesIO(message.key()[self.prefix :]), self._schema, None)
-                self.keys[tuple(key.values())] += 1
+                fields: Any = fastavro.schemaless_reader(io.BytesIO(key[self.prefix :]), self._schema, None)
+                self.keys[tuple(fields.values())] += 1
             for place in self._consumer.position(list(map(self._at, ends))):
                 if place.offset >= 0:  # also past what is no record: markers of transactions
                     self._partitions[place.partition] = max(self._partitions[place.partition], place.offset)

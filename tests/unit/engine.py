@@ -254,13 +254,6 @@ def _id(position: Position | None, default: int) -> int:
     return value
 
 
-@dataclass
-class Nothing:
-    """A sink with nothing to close."""
-
-    async def close(self) -> None: ...
-
-
 def service_of(
     sources: Mapping[str, ScriptedSource],
     writers: Mapping[str, ScriptedWriter],
@@ -284,6 +277,6 @@ def service_of(
         return writers[stream.name]
 
     async def parts(config: Config, run_id: str) -> Parts:
-        return Parts(sources, Nothing(), store, open_writer)
+        return Parts(sources, store, open_writer)
 
     return Service(config, metrics=Metrics(), run_id="r", parts=parts)
