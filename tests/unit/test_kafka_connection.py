@@ -31,7 +31,7 @@ class SlowProducer:
 async def test_a_page_that_comes_while_another_waits_does_not_overtake_it() -> None:
     for seed in range(20):
         producer = SlowProducer(seed)
-        connection = _Connection(KafkaConfig(), "t", producer)  # type: ignore[arg-type]
+        connection = _Connection(KafkaConfig(), "t", producer)
         pages = [[FinishedBatch(framed(0, b"k", b"v"), 1, 0) for _ in range(3)] for _ in range(5)]
         async with asyncio.TaskGroup() as group:
             for batches in pages:
