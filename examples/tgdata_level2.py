@@ -1,6 +1,7 @@
 """Level 2: checkpoints in PostgreSQL. ``python examples/tgdata_level2.py backfill|incremental``.
 
-Rows and checkpoint are written in one transaction. Needs DATABASE_URL beside the settings of level 1. It makes its tables itself.
+Rows and checkpoint are written in one transaction. Needs DATABASE_URL beside the settings of level 1; makes its
+tables itself.
 """
 
 from __future__ import annotations

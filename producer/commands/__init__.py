@@ -6,4 +6,4 @@ a command runs.
 
 from __future__ import annotations
 
-COMMANDS: tuple[str, ...] = ("run", "validate", "plan", "status", "checkpoint", "schema", "dump", "demo")
+COMMANDS: tuple[str, ...] = ("run", "validate", "plan", "status", "checkpoint", "schema", "dump", "demo", "telegram")

@@ -84,7 +84,7 @@ async def test_rows_in_hand_are_handed_over_before_a_wait() -> None:
         page = await reader.fetch(None, 1500)
         assert (page.rows, page.last) == (500, False)
         waiting = await reader.fetch(page.position, 1500)
-        assert (waiting.rows, waiting.last, waiting.position) == (0, False, None)
+        assert (waiting.rows, waiting.last, waiting.position) == (0, False, page.position)
 
 
 async def test_a_wait_of_an_hour_ends_at_once_when_the_fetch_is_cancelled() -> None:

@@ -202,7 +202,7 @@ async def test_an_edit_in_the_window_is_sent_anew_with_its_key_and_new_version()
         edited_at = dt.datetime(2026, 1, 2, 3, 4, 5, tzinfo=dt.UTC)
         chat.edit(290, "second thoughts", edited_at)
         page = await next_page(reader, position)
-        assert page.position is None or page.position == position
+        assert page.position == position
         (row,) = page.batch.to_pylist()
         assert (row["chat_id"], row["id"], row["text"]) == (MARKED, 290, "second thoughts")
         assert row["edit_date"] == edited_at

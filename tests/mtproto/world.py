@@ -19,14 +19,15 @@ from telethon.tl import types
 UTC = dt.UTC
 EPOCH = dt.datetime(2024, 1, 1, tzinfo=UTC)
 STEP_S = 60  #: seconds between two messages of a made history
+LAST_DATED = 7_000_000  #: dates are 32 bit: later messages have the date of this one
 ME_ID = 777000777
 SENDERS = tuple(range(5001, 5011))
 KINDS = ("text", "reply", "photo", "document", "forward", "service", "entities", "reactions", "edited", "topic")
 
 
 def date_of(message_id: int) -> dt.datetime:
-    """When the made message was sent: `STEP_S` after the one before."""
-    return EPOCH + dt.timedelta(seconds=message_id * STEP_S)
+    """When the made message was sent: `STEP_S` after the one before, to the end of what the protocol can say."""
+    return EPOCH + dt.timedelta(seconds=min(message_id, LAST_DATED) * STEP_S)
 
 
 def kind_of(message_id: int) -> str:
@@ -148,7 +149,7 @@ def quick(message_id: int, peer: bytes) -> Raw:
     template = _template(kind_of(message_id), sender, peer)
     data = bytearray(template.data)
     struct.pack_into("<i", data, template.id_at, message_id)
-    struct.pack_into("<i", data, template.date_at, int(EPOCH.timestamp()) + message_id * STEP_S)
+    struct.pack_into("<i", data, template.date_at, int(EPOCH.timestamp()) + min(message_id, LAST_DATED) * STEP_S)
     if template.text_at is not None:
         data[template.text_at : template.text_at + 10] = b"%010d" % message_id
     return Raw(bytes(data), (sender,))

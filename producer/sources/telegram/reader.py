@@ -176,7 +176,7 @@ class ChatReader:
                 raise
             # what is there goes out first: the next fetch meets the failure again, or does not
         await self._take_news(cursor)
-        return await self._page(cursor)
+        return await self._page(cursor, resumed=position is not None)
 
     async def _turn(self, cursor: _Cursor, deadline: float) -> bool:
         left_s = min(HOLD_S, deadline - self._clock()) if cursor.moved else HOLD_S
@@ -249,12 +249,12 @@ class ChatReader:
         for number in news.deleted:
             self._watch.edits.pop(number, None)
 
-    async def _page(self, cursor: _Cursor) -> Page:
-        rows, place = cursor.rows, cursor.place
+    async def _page(self, cursor: _Cursor, *, resumed: bool) -> Page:
+        rows = cursor.rows
         batch = await asyncio.to_thread(rows.batch, self._schema) if len(rows) else record.empty_batch(self._schema)
         return Page(
             batch,
-            KeyPosition(place) if cursor.moved else None,
+            KeyPosition(cursor.place) if cursor.moved or resumed else None,
             last=cursor.end,
             tombstones=record.tombstones(cursor.chat, cursor.gone) if cursor.gone else None,
             source_time=cursor.answered_at,

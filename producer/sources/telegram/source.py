@@ -167,6 +167,8 @@ class TelegramSource:
 
     async def remaining(self, stream: StreamConfig, dataset: Dataset, checkpoint: Checkpoint) -> int | None:
         """About how many messages are to come: the ids that are left, times how many of the chat's ids are taken."""
+        if checkpoint.done:
+            return 0
         reader = self._readers.get((stream.name, checkpoint.split.id))
         place = place_of(checkpoint.position) or place_of(checkpoint.split.lower)
         upper = place_of(checkpoint.split.upper)
