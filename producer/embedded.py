@@ -13,6 +13,7 @@ import contextlib
 import fcntl
 import hashlib
 import os
+import random
 import re
 import shutil
 import signal
@@ -58,7 +59,7 @@ _SETTINGS: Mapping[str, str] = {
     "num.recovery.threads.per.data.dir": "1",
     "background.threads": "2",
     # After a SIGKILL a new incarnation is let in when the old one's session has run out.
-    "broker.session.timeout.ms": "2000",
+    "broker.session.timeout.ms": "3000",
     "broker.heartbeat.interval.ms": "500",
 }
 
@@ -72,10 +73,16 @@ def cache_dir() -> Path:
 
 
 def free_port() -> int:
-    """A loopback TCP port that nobody listened on a moment ago."""
-    with socket.socket() as probe:
-        probe.bind((_HOST, 0))
-        return int(probe.getsockname()[1])
+    """A loopback TCP port that nobody listened on a moment ago.
+
+    Below those that outgoing connections get: else a client that tries again and again to reach a stopped server is
+    given the server's port for itself one day, is connected with itself, and the server cannot come back.
+    """
+    while True:
+        port = random.randrange(20_000, 32_000)
+        with socket.socket() as probe, contextlib.suppress(OSError):
+            probe.bind((_HOST, port))
+            return port
 
 
 def find_java() -> Path:
