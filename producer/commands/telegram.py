@@ -63,8 +63,9 @@ async def _login(api_id: int, api_hash: str, phone: str | None, *, qr: bool) -> 
         if qr:
             await login.by_qr(client, _show_qr, _ask_password, wait_s=QR_WAIT_S)
         else:
-            number = phone or await asyncio.to_thread(input, "phone number (+...): ")
-            await login.by_phone(client, number, _ask_code, _ask_password)
+            if phone is None:
+                phone = await asyncio.to_thread(input, "phone number (+...): ")
+            await login.by_phone(client, phone, _ask_code, _ask_password)
         return login.session_of(client)
     finally:
         await disconnect(client)

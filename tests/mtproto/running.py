@@ -43,7 +43,7 @@ def serving(world: World, faults: Iterable[Fault] = ()) -> Iterator[Server]:
 
 @contextmanager
 def process(*arguments: str) -> Iterator[str]:
-    """``python -m tests.mtproto`` with the arguments; its session string."""
+    """``python -m tests.mtproto`` with the arguments; its session string. The chat is ``@demo``."""
     command = [sys.executable, "-m", "tests.mtproto", *arguments]
     with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) as running:
         try:

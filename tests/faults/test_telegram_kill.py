@@ -1,0 +1,60 @@
+"""Owns the claim that a chat goes to Kafka whole: under floods, drops, hangs and kills, each id is delivered."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from tests.audit import TopicAudit
+from tests.faults.killing import kill_until_done, write_config
+from tests.mtproto.running import process
+
+MESSAGES = 100_000
+CHAT_ID = -1000000001001
+FAULTS = ("flood@90/500:1", "premium@333/700:1", "drop@37/211", "hang@120/600", "salt@50/300", "empty@61/240",
+          "error@77/900:500:INTERNAL")  # fmt: skip
+KEY_SCHEMA = {
+    "type": "record",
+    "name": "MessageKey",
+    "fields": [{"name": "chat_id", "type": "long"}, {"name": "id", "type": "long"}],
+}
+
+
+@pytest.mark.timeout(300)
+@pytest.mark.parametrize("splits", [1, 3])
+def test_a_hundred_thousand_messages_arrive_under_floods_drops_hangs_and_kills(
+    splits: int, kafka_bootstrap: str, unique: str, tmp_path: Path
+) -> None:
+    faults = [argument for fault in FAULTS for argument in ("--fault", fault)]
+    with process("--messages", str(MESSAGES), *faults) as session:
+        account = {"type": "telegram", "api_id": 1, "api_hash": "none", "session": session}
+        config = write_config(
+            tmp_path,
+            {
+                "app": unique,
+                "kafka": {"bootstrap_servers": kafka_bootstrap},
+                "checkpoints": {"type": "file", "path": "state"},
+                "http": {"port": 0},
+                "sources": {"account": account | {"min_delay_s": 0, "request_timeout_s": 1.0, "adaptive": False}},
+                "streams": [
+                    {"name": "demo", "source": "account", "chat": "@demo", "topic": unique, "partitions": 4,
+                     "page_size": 2000, "max_parallel": splits}
+                ],
+            },
+        )  # fmt: skip
+        audit = TopicAudit(kafka_bootstrap, unique, KEY_SCHEMA)
+        try:
+            killed = kill_until_done(
+                config,
+                "demo",
+                [(CHAT_ID, number) for number in range(1, MESSAGES + 1)],
+                audit,
+                kills=5,
+                page_size=2000,
+                splits=splits,
+                seed=splits,
+            )
+        finally:
+            audit.close()
+    assert killed.kills == 5
