@@ -9,13 +9,13 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from producer.checkpoints import STORES
 from producer.config import Config, StreamConfig
 from producer.errors import ConfigError, ProducerError
 from producer.model import Dataset, Json
-from producer.protocols import CheckpointStore, PageWriter, Source
+from producer.protocols import CheckpointStore, LendingStore, PageWriter, Source
 from producer.sources import SOURCES
 from producer.stream import OpenWriter
 
@@ -119,13 +119,20 @@ async def open_parts(config: Config, run_id: str) -> Parts:
         raise
 
     async def open_writer(stream: StreamConfig, dataset: Dataset) -> PageWriter[Any]:
-        return await open_kafka_writer(stream, dataset, sink, registry)
+        transactional_id = None
+        if config.delivery == "exactly_once":
+            transactional_id = cast(LendingStore, store).transactional_id(stream.name)
+        return await open_kafka_writer(stream, dataset, sink, registry, transactional_id)
 
     return Parts(sources, store, open_writer, [sink, *([registry] if registry else [])])
 
 
 async def open_kafka_writer(
-    stream: StreamConfig, dataset: Dataset, sink: KafkaSink, registry: RegistryClient | None
+    stream: StreamConfig,
+    dataset: Dataset,
+    sink: KafkaSink,
+    registry: RegistryClient | None,
+    transactional_id: str | None = None,
 ) -> PageWriter[Any]:
     """Registers the schemas, makes the topic, and joins encoder and sink. Nothing is sent before all of it is well."""
     from producer.encoding.arrow_avro import AvroEncoder
@@ -146,4 +153,9 @@ async def open_kafka_writer(
     await sink.ensure_topic(stream.topic, stream.partitions, stream.replication_factor, stream.topic_config)
     key = AvroEncoder(schemas.key, dataset.schema, prefix=key_prefix) if schemas.key is not None else None
     value = AvroEncoder(schemas.value, dataset.schema, prefix=value_prefix)
-    return sink.writer(stream, RecordEncoder(key, value, stream=stream.name), fingerprint=fingerprint)
+    return sink.writer(
+        stream,
+        RecordEncoder(key, value, stream=stream.name),
+        fingerprint=fingerprint,
+        transactional_id=transactional_id,
+    )

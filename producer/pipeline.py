@@ -103,6 +103,10 @@ class StreamIO:
     row_bytes: int | None = None
 
 
+#: Saves checkpoints, all or none.
+Save = Callable[[Sequence[Checkpoint]], Awaitable[None]]
+
+
 class Committer:
     """The one task that commits: gathers what the splits that it knows of have had acknowledged, and saves it.
 
@@ -113,7 +117,7 @@ class Committer:
 
     def __init__(
         self,
-        save: Callable[[Sequence[Checkpoint]], Awaitable[None]],
+        save: Save,
         *,
         committed: Callable[[Sequence[Checkpoint], float], None],
         retried: Callable[[TransientError, float], None] = lambda error, wait_s: None,
@@ -176,22 +180,26 @@ class Committer:
                 with contextlib.suppress(TimeoutError):
                     async with asyncio.timeout(self._interval_s):
                         await self._hurry.wait()
-            async with self.submitting():
-                self._hurry.clear()
-                self._news.clear()
-                while self._whole and not all(window.acknowledged for window, *_ in self._windows.values()):
-                    await self._news.wait()
-                    self._news.clear()
-                async for attempt in attempts(give_up_after_s=self._give_up_after_s, before_sleep=self._retried):
-                    with attempt:
-                        await self.commit()
+            self._hurry.clear()
+            self._news.clear()
+            await self.save_also(())
 
-    async def commit(self) -> None:
+    async def save_also(self, changed: Sequence[Checkpoint]) -> None:
+        """Commits what there is, and `changed` with it: checkpoints of splits that are not moving."""
+        async with self.submitting():
+            while self._whole and not all(window.acknowledged for window, *_ in self._windows.values()):
+                await self._news.wait()
+                self._news.clear()
+            async for attempt in attempts(give_up_after_s=self._give_up_after_s, before_sleep=self._retried):
+                with attempt:
+                    await self.commit(changed)
+
+    async def commit(self, also: Sequence[Checkpoint] = ()) -> None:
         """Writes the contiguous acknowledged prefixes of all windows, if there are any."""
         async with self._writing:
-            await self._commit()
+            await self._commit(also)
 
-    async def _commit(self) -> None:
+    async def _commit(self, also: Sequence[Checkpoint]) -> None:
         found: list[tuple[Window, Prefix, SplitProgress, Checkpoint]] = []
         for window, base, progress in self._windows.values():
             prefix = window.committable()
@@ -202,14 +210,15 @@ class Committer:
                     base, position=position, rows=base.rows + prefix.rows, done=prefix.last, detail=detail
                 )
                 found.append((window, prefix, progress, checkpoint))
-        if not found:
+        changed = [*(checkpoint for *_, checkpoint in found), *also]
+        if not changed:
             return
         started = time.perf_counter()
-        await self._save([checkpoint for *_, checkpoint in found])
+        await self._save(changed)
         for window, prefix, progress, checkpoint in found:
             window.committed(prefix)
             progress.checkpoint = checkpoint
-        self._told([checkpoint for *_, checkpoint in found], time.perf_counter() - started)
+        self._told(changed, time.perf_counter() - started)
         async with self._room:
             self._room.notify_all()
         if any(window.full for window, *_ in self._windows.values()):

@@ -100,6 +100,18 @@ class PageWriter(Protocol[P]):
         ...
 
 
+class TransactionalWriter(PageWriter[P], Protocol[P]):
+    """A writer whose pages count when they are committed, together with the checkpoint after them."""
+
+    async def begin(self) -> None:
+        """Fences who began before, and drops what had not been committed. Needed first, and after every failure."""
+        ...
+
+    async def commit(self, topic: str, records: Sequence[tuple[bytes, bytes | None]]) -> None:
+        """Commits the acknowledged pages and `records` (key, value; to partition 0 of `topic`), all or none."""
+        ...
+
+
 class CheckpointStore(Protocol):
     """Keeps StreamStates so that they survive any crash; see `producer.model` for what they hold."""
 
@@ -113,8 +125,8 @@ class CheckpointStore(Protocol):
         """The newest committed state, or None. CheckpointCorruptError where there is one that cannot be read."""
         ...
 
-    async def claim(self, stream: str) -> int:
-        """Becomes the only runner of `stream`: the new epoch. CheckpointConflictError while another one is alive
+    async def claim(self, stream: str, above: int = 0) -> int:
+        """Becomes the only runner of `stream`: the new epoch, over `above`. CheckpointConflictError while another one is alive
         (where the store can know), else the older runner's next commit fails with CheckpointConflictError."""
         ...
 
@@ -133,4 +145,23 @@ class CheckpointStore(Protocol):
 
     async def streams(self) -> Sequence[str]:
         """The names of all streams with a state, sorted."""
+        ...
+
+
+class LendingStore(CheckpointStore, Protocol):
+    """A store in Kafka, whose checkpoints can be records of a writer's transaction."""
+
+    @property
+    def topic(self) -> str: ...
+
+    def transactional_id(self, stream: str) -> str:
+        """The id that a stream's runner holds; whoever begins with it later fences the one before."""
+        ...
+
+    async def lend(self, stream: str, epoch: int) -> None:
+        """Leaves the id to the stream's writer. CheckpointConflictError where `epoch` is no longer the newest."""
+        ...
+
+    def records(self, stream: str, epoch: int, changed: Sequence[Checkpoint]) -> Sequence[tuple[bytes, bytes | None]]:
+        """The given splits' checkpoints as records of `topic`."""
         ...

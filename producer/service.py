@@ -110,6 +110,7 @@ class Service:
             stop=stop,
             once=once,
             give_up_after_s=config.retry_timeout_s,
+            exactly_once=config.delivery == "exactly_once",
         )
         try:
             for stream in config.streams:

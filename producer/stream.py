@@ -5,11 +5,10 @@ from __future__ import annotations
 import asyncio
 import functools
 import time
-from collections import deque
-from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from concurrent.futures import Executor
-from dataclasses import dataclass, field, replace
-from typing import Any, Literal
+from dataclasses import dataclass, field
+from typing import Any, Literal, cast
 
 import structlog
 
@@ -18,9 +17,10 @@ from producer.errors import CheckpointConflictError, ProducerError, TransientErr
 from producer.inflight import ByteBudget
 from producer.metrics import StreamMetrics
 from producer.model import Checkpoint, Dataset, Split, StreamState
-from producer.pipeline import Committer, Limits, SplitProgress, StreamIO, run_split, wait_for_any
-from producer.protocols import CheckpointStore, PageReader, PageWriter, Source
+from producer.pipeline import Committer, Limits, Save, SplitProgress, StreamIO, wait_for_any
+from producer.protocols import CheckpointStore, LendingStore, PageWriter, Source, TransactionalWriter
 from producer.retry import attempts
+from producer.scheduling import SplitSchedule, ignored_transient
 
 log = structlog.get_logger("producer")
 
@@ -29,7 +29,8 @@ StateName = Literal["starting", "running", "paused", "complete", "failed", "stop
 WINDOW_PAGES = 8
 MAX_PAGE_BYTES = 4 * 2**20
 WATCH_INTERVAL_S = 5.0
-DIVIDE_PAGES = 16  # what is left of a split is halved for an idle place while it is more than so many pages
+TRANSACTION_INTERVAL_S = 0.5
+TRANSACTION_PAGES = 64
 
 #: Makes a stream's writer once its dataset is known: schemas are derived or checked and registered, the topic made.
 OpenWriter = Callable[[StreamConfig, Dataset], Awaitable[PageWriter[Any]]]
@@ -68,6 +69,7 @@ class Engine:
     stop: asyncio.Event
     once: bool
     give_up_after_s: float
+    exactly_once: bool = False  # the writers are TransactionalWriters, the store can lend its transactional ids
 
 
 class Stream:
@@ -175,8 +177,11 @@ class Stream:
             async for attempt in self._attempts():
                 with attempt:
                     await self.start()
-            self._enter("running" if self._gate.is_set() else "paused")
-            await self._run_splits()
+                    self._enter("running" if self._gate.is_set() else "paused")
+                    if self._engine.exactly_once:
+                        await self._run_in_transactions()
+                    else:
+                        await self._run_splits(self._committer(self._save), retrying=True)
         except* ProducerError as group:
             error = _first(group)
         return error
@@ -192,95 +197,57 @@ class Stream:
         if self._writer is not None:
             await self._writer.close()
 
-    async def _run_splits(self) -> None:
-        assert self._dataset is not None
-        commits = Committer(
-            functools.partial(self._engine.store.commit, self.config.name, self._epoch),
+    async def _save(self, changed: Sequence[Checkpoint]) -> None:
+        await self._engine.store.commit(self.config.name, self._epoch, changed)
+
+    def _committer(self, save: Save, **form: Any) -> Committer:
+        return Committer(
+            save,
             committed=self._committed,
             retried=self._retried,
-            give_up_after_s=self._engine.give_up_after_s,
+            **{"give_up_after_s": self._engine.give_up_after_s, **form},
         )
-        io = self._io(commits)
+
+    async def _run_in_transactions(self) -> None:
+        """One attempt of all splits: their pages and checkpoints are committed together, or none of them.
+
+        A failure anywhere drops the open transaction; the splits then start again from what had been committed,
+        which is read anew, since a commit whose answer was lost may have happened.
+        """
+        name = self.config.name
+        store = cast(LendingStore, self._engine.store)  # the configuration has seen to it
+        writer = cast("TransactionalWriter[Any]", self._writer)
+        await store.lend(name, self._epoch)
+        await writer.begin()
+        await store.lend(name, self._epoch)  # looks once more: who came in between is fenced now, and neither goes on
+        state = await store.load(name)
+        if state is None:
+            raise CheckpointConflictError(f"the checkpoint of stream {name!r} went away while it was running")
+        self.status.splits = [SplitProgress(checkpoint) for checkpoint in state.checkpoints]
+
+        async def save(changed: Sequence[Checkpoint]) -> None:
+            await writer.commit(store.topic, store.records(name, self._epoch, changed))
+
+        committer = self._committer(save, give_up_after_s=0, interval_s=TRANSACTION_INTERVAL_S, whole=True)
+        error: ProducerError | None = None
+        try:
+            await self._run_splits(committer, retrying=False)
+        except* ProducerError as group:
+            error = _first(group)
+        if error is not None:
+            raise error
+
+    async def _run_splits(self, commits: Committer, *, retrying: bool) -> None:
+        assert self._dataset is not None
+        moving = SplitSchedule(
+            self.config, self._source, self._dataset, self._io(commits), self.status.splits, self._attempts, retrying
+        )
         async with asyncio.TaskGroup() as background:
             side = [background.create_task(commits.run()), background.create_task(self._watch())]
             async with asyncio.TaskGroup() as group:
-                await self._schedule(io, group)
+                await moving.run(group)
             for task in side:
                 task.cancel()
-
-    async def _schedule(self, io: StreamIO, group: asyncio.TaskGroup) -> None:
-        """Keeps `max_parallel` splits moving: those that wait first, then halves of the largest one that moves."""
-        waiting = deque(progress for progress in self.status.splits if not progress.checkpoint.done)
-        running: dict[asyncio.Task[None], SplitProgress] = {}
-        whole: set[str] = set()  # splits that need not be looked at again
-        while waiting or running:
-            while waiting and len(running) < self.config.max_parallel:
-                progress = waiting.popleft()
-                running[group.create_task(self._run_split(io, progress))] = progress
-            if not waiting and len(running) < self.config.max_parallel and not self._engine.stop.is_set():
-                await self._halt_largest(running.values(), whole)
-            done, _ = await asyncio.wait(running, return_when=asyncio.FIRST_COMPLETED)
-            for task in done:
-                progress = running.pop(task)
-                if task.cancelled() or task.exception() is not None:
-                    return  # the group sees to the others
-                if progress.halt and not progress.checkpoint.done and not self._engine.stop.is_set():
-                    progress.halt = False
-                    waiting.append(progress)
-                    waiting.extend(await self._divide(progress, whole))
-
-    async def _halt_largest(self, running: Iterable[SplitProgress], whole: set[str]) -> None:
-        """Halts the split with the most rows to come, if they are worth a place of their own."""
-        assert self._dataset is not None
-        largest, most = None, DIVIDE_PAGES * self.config.page_size
-        for progress in running:
-            split_id = progress.checkpoint.split.id
-            if split_id in whole or progress.halt:
-                continue
-            with _ignored_transient(self.config.name):
-                rows = await self._source.remaining(self.config, self._dataset, progress.checkpoint)
-                if rows is None or rows <= most:
-                    whole.add(split_id)  # it only gets smaller
-                else:
-                    largest, most = progress, rows
-        if largest is not None:
-            largest.halt = True
-
-    async def _divide(self, progress: SplitProgress, whole: set[str]) -> Sequence[SplitProgress]:
-        """Gives the second half of what a drained split has to come to a new split; both are committed at once."""
-        assert self._dataset is not None
-        checkpoint = progress.checkpoint
-        whole.add(checkpoint.split.id)
-        with _ignored_transient(self.config.name):
-            middle = await self._source.divide(self.config, self._dataset, checkpoint)
-            if middle is None:
-                return ()
-            ids = {int(p.checkpoint.split.id) for p in self.status.splits}
-            first = replace(checkpoint, split=replace(checkpoint.split, upper=middle))
-            second = Checkpoint(Split(str(max(ids) + 1), middle, checkpoint.split.upper))
-            await self._engine.store.commit(self.config.name, self._epoch, [first, second])
-            whole.discard(checkpoint.split.id)
-            progress.checkpoint = first
-            added = SplitProgress(second)
-            self.status.splits.append(added)
-            log.debug("split divided", stream=self.config.name, split=first.split.id, added=second.split.id)
-            return (added,)
-        return ()
-
-    async def _run_split(self, io: StreamIO, progress: SplitProgress) -> None:
-        assert self._dataset is not None
-        if self._engine.stop.is_set():
-            return
-        reader: PageReader | None = None
-        try:
-            async for attempt in self._attempts():
-                with attempt:
-                    if reader is None:
-                        reader = await self._source.reader(self.config, self._dataset, progress.checkpoint.split)
-                    await run_split(io, reader, progress)
-        finally:
-            if reader is not None:
-                await reader.close()
 
     def _attempts(self) -> Any:
         return attempts(
@@ -304,7 +271,11 @@ class Stream:
             stream=self.config.name,
             writer=self._writer,
             budget=self._engine.budget,
-            limits=Limits(WINDOW_PAGES, self.config.page_size, max(1, min(MAX_PAGE_BYTES, share))),
+            limits=Limits(
+                TRANSACTION_PAGES if self._engine.exactly_once else WINDOW_PAGES,
+                self.config.page_size,
+                max(1, min(MAX_PAGE_BYTES, share)),
+            ),
             commits=commits,
             gate=self._gate,
             stop=self._engine.stop,
@@ -380,7 +351,7 @@ class Stream:
                     metrics.backfill_eta_seconds.set(status.rows_remaining / (rows / seconds))
             rate_from = (time.monotonic(), status.rows_acked)
             await asyncio.sleep(WATCH_INTERVAL_S)
-            with _ignored_transient(self.config.name):
+            with ignored_transient(self.config.name):
                 asked = [
                     await self._source.remaining(self.config, self._dataset, progress.checkpoint)
                     for progress in status.splits
@@ -391,21 +362,6 @@ class Stream:
                     status.rows_remaining = sum(known)
                     if self._follows:
                         metrics.source_lag_rows.set(status.rows_remaining)
-
-
-class _ignored_transient:
-    """An estimate that cannot be had just now is not worth a retry: the next one comes in seconds."""
-
-    def __init__(self, stream: str) -> None:
-        self._stream = stream
-
-    def __enter__(self) -> None: ...
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> bool:
-        if isinstance(error, TransientError):
-            log.debug("rows remaining not known", stream=self._stream, error=str(error))
-            return True
-        return False
 
 
 def split_states(splits: Sequence[SplitProgress]) -> Mapping[str, int]:

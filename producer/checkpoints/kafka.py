@@ -86,7 +86,7 @@ class KafkaCheckpointStore:
             found = await self._reader.read()
         return sorted(name for name, records in found.items() if records.splits)
 
-    async def claim(self, stream: str) -> int:
+    async def claim(self, stream: str, above: int = 0) -> int:
         async def work() -> int:
             await self._forget(stream)
             producer = await self._new_producer(stream)
@@ -94,7 +94,7 @@ class KafkaCheckpointStore:
             # Read once the older runner is fenced: it can change nothing any more.
             records = (await self._reader.read()).get(stream, StreamRecords())
             state = self._state(stream, records)
-            claim.epoch = (state.epoch if state else _epoch(records)) + 1
+            claim.epoch = max(state.epoch if state else _epoch(records), above) + 1
             claim.places = {c.split.id: place for place, c in enumerate(state.checkpoints)} if state else {}
             await self._write(stream, claim, [_plan(stream, claim.epoch, state.fingerprint if state else None)])
             return claim.epoch
@@ -120,6 +120,32 @@ class KafkaCheckpointStore:
             await self._write(stream, claim, _checkpoints(stream, claim, changed))
 
         await self._in_turn(stream, "write", work())
+
+    def transactional_id(self, stream: str) -> str:
+        """The id by which a stream's runner is told from an older one."""
+        return f"{self._app}.{stream}"
+
+    async def lend(self, stream: str, epoch: int) -> None:
+        """Leaves the stream's transactional id to a writer that commits `records` in transactions of its own.
+
+        CheckpointConflictError where the claim is not the newest: such a writer may not fence the newer runner.
+        """
+
+        async def work() -> None:
+            claim = self._claimed(stream, epoch)
+            if claim.producer is not None:
+                producer, claim.producer = claim.producer, None
+                await abandon(producer)
+            await self._refuse_newer(stream, claim)
+
+        await self._in_turn(stream, "read", work())
+
+    def records(self, stream: str, epoch: int, changed: Sequence[Checkpoint]) -> list[tuple[bytes, bytes | None]]:
+        """The splits' checkpoints as records (key, value) of partition 0 of `topic`."""
+        claim = self._claimed(stream, epoch)
+        for checkpoint in changed:
+            claim.places.setdefault(checkpoint.split.id, len(claim.places))
+        return [(key, _json(value)) for key, value in _checkpoints(stream, claim, changed)]
 
     async def reset(self, stream: str) -> bool:
         async def work() -> bool:
@@ -182,7 +208,7 @@ class KafkaCheckpointStore:
     async def _new_producer(self, stream: str) -> AIOKafkaProducer:
         producer = AIOKafkaProducer(
             **client_options(self._config),
-            transactional_id=f"{self._app}.{stream}",
+            transactional_id=self.transactional_id(stream),
             transaction_timeout_ms=_TRANSACTION_TIMEOUT_MS,
             acks="all",
         )

@@ -81,7 +81,7 @@ class KafkaSink:
         self._topics: dict[str, TopicInfo] = {}
         self._writers: list[KafkaWriter] = []
         self._publishing = asyncio.Lock()
-        self._state: _Connection | None = None
+        self._state: Connection | None = None
         self.state_topic = config.state_topic or f"{app}.state"
 
     async def start(self) -> None:
@@ -115,18 +115,24 @@ class KafkaSink:
         encoder: RecordEncoder,
         *,
         fingerprint: bytes | None = None,
-        transactional: bool = False,
+        transactional_id: str | None = None,
     ) -> KafkaWriter:
         """A writer to ``stream.topic``, for which `ensure_topic` has been called.
 
         `fingerprint` is the value schema's CRC-64-AVRO, given where there is no registry: it goes into a header.
+        With a `transactional_id` it is a `producer.sinks.transactions.TransactionalWriter`.
         """
         headers = [] if fingerprint is None else [("avro.fingerprint", fingerprint)]
         if self._config.headers:
             headers += [("source", stream.source.encode()), ("run_id", self._run_id.encode())]
-        writer = KafkaWriter(
-            self._config, stream.name, self._topics[stream.topic], encoder, headers, transactional=transactional
-        )
+        topic = self._topics[stream.topic]
+        if transactional_id is None:
+            writer = KafkaWriter(self._config, stream.name, topic, encoder, headers)
+        else:
+            from producer.sinks.transactions import TransactionalWriter
+
+            writer = TransactionalWriter(self._config, stream.name, topic, encoder, headers, transactional=True)
+            writer.transactional_id = transactional_id
         self._writers.append(writer)
         return writer
 
@@ -135,7 +141,7 @@ class KafkaSink:
         async with self._publishing:
             if self._state is None or self._state.failed:
                 await ensure_topic(self._config, self.state_topic, topic_config={"cleanup.policy": "compact"})
-                self._state = await _Connection.open(self._config, self.state_topic)
+                self._state = await Connection.open(self._config, self.state_topic)
             try:
                 async with self._state.deadline():
                     await self._state.producer.send_and_wait(
@@ -167,7 +173,7 @@ class KafkaWriter:
         self._transactional = transactional
         self._now_ms = now_ms
         self._max_batch_bytes = min(config.max_request_size, topic.max_message_bytes)
-        self._connection: _Connection | None = None
+        self._connection: Connection | None = None
         self._connecting = asyncio.Lock()
         self._deliveries: set[asyncio.Task[None]] = set()
 
@@ -236,17 +242,17 @@ class KafkaWriter:
         if not delivery.cancelled():
             delivery.exception()  # seen: whoever rewinds does not await every page
 
-    async def _connected(self) -> _Connection:
+    async def _connected(self) -> Connection:
         async with self._connecting:
             if self._connection is not None and self._connection.failed:
                 # Its socket is closed first, so that nothing of it can arrive behind what the new one sends.
                 await self._connection.close()
                 self._connection = None
             if self._connection is None:
-                self._connection = await _Connection.open(self._config, self._topic.name)
+                self._connection = await Connection.open(self._config, self._topic.name)
             return self._connection
 
-    async def _deliver(self, connection: _Connection, prepared: PreparedBatches) -> None:
+    async def _deliver(self, connection: Connection, prepared: PreparedBatches) -> None:
         try:
             async with connection.deadline():
                 await asyncio.gather(*(connection.send(p, batches) for p, batches in prepared.batches.items()))
@@ -263,7 +269,7 @@ class KafkaWriter:
             await asyncio.wait(set(self._deliveries), timeout=_CLOSE_TIMEOUT_S)
 
 
-class _Connection:
+class Connection:
     """One AIOKafkaProducer from its start to its first error, and the order in which batches enter it."""
 
     def __init__(self, config: KafkaConfig, topic: str, producer: AIOKafkaProducer) -> None:
@@ -276,12 +282,13 @@ class _Connection:
         self._closing: asyncio.Task[None] | None = None
 
     @classmethod
-    async def open(cls, config: KafkaConfig, topic: str) -> _Connection:
+    async def open(cls, config: KafkaConfig, topic: str, *, transactional_id: str | None = None) -> Connection:
         producer = AIOKafkaProducer(
             **client_options(config),
             enable_idempotence=True,
             acks="all",
             max_request_size=config.max_request_size,
+            transactional_id=transactional_id,
         )
         await connect(producer, producer.stop, config)
         return cls(config, topic, producer)

@@ -1,0 +1,135 @@
+"""Owns which splits of a stream move at a time, and the division of one that turned out too big."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import replace
+from typing import Any
+
+import structlog
+
+from producer.config import StreamConfig
+from producer.errors import TransientError
+from producer.model import Checkpoint, Dataset, Split
+from producer.pipeline import SplitProgress, StreamIO, run_split
+from producer.protocols import PageReader, Source
+
+log = structlog.get_logger("producer")
+
+#: What is left of a split is halved for an idle place while it is more than so many pages.
+DIVIDE_PAGES = 16
+
+
+class SplitSchedule:
+    """Keeps `max_parallel` splits of a stream moving: those that wait first, then halves of the largest that moves.
+
+    `splits` is the stream's list: a split that is divided adds to it. With `retrying`, a split that fails
+    transiently starts again from its checkpoint by itself; otherwise its failure is everybody's.
+    """
+
+    def __init__(
+        self,
+        config: StreamConfig,
+        source: Source,
+        dataset: Dataset,
+        io: StreamIO,
+        splits: list[SplitProgress],
+        attempts: Callable[[], Any],
+        retrying: bool,
+    ) -> None:
+        self._config = config
+        self._source = source
+        self._dataset = dataset
+        self._io = io
+        self._splits = splits
+        self._attempts = attempts
+        self._retrying = retrying
+        self._whole: set[str] = set()  # splits that need not be looked at again
+
+    async def run(self, group: asyncio.TaskGroup) -> None:
+        """Runs all splits as tasks of `group`; returns when they are done, or when one has failed."""
+        waiting = deque(progress for progress in self._splits if not progress.checkpoint.done)
+        running: dict[asyncio.Task[None], SplitProgress] = {}
+        while waiting or running:
+            while waiting and len(running) < self._config.max_parallel:
+                progress = waiting.popleft()
+                running[group.create_task(self._run_split(progress))] = progress
+            if not waiting and len(running) < self._config.max_parallel and not self._io.stop.is_set():
+                await self._halt_largest(running.values())
+            done, _ = await asyncio.wait(running, return_when=asyncio.FIRST_COMPLETED)
+            for task in done:
+                progress = running.pop(task)
+                if task.cancelled() or task.exception() is not None:
+                    return  # the group sees to the others
+                if progress.halt and not progress.checkpoint.done and not self._io.stop.is_set():
+                    progress.halt = False
+                    waiting.append(progress)
+                    waiting.extend(await self._divide(progress))
+
+    async def _run_split(self, progress: SplitProgress) -> None:
+        if self._io.stop.is_set():
+            return
+        reader: PageReader | None = None
+        try:
+            if not self._retrying:
+                reader = await self._reader(progress)
+                await run_split(self._io, reader, progress)
+                return
+            async for attempt in self._attempts():
+                with attempt:
+                    reader = reader or await self._reader(progress)
+                    await run_split(self._io, reader, progress)
+        finally:
+            if reader is not None:
+                await reader.close()
+
+    async def _reader(self, progress: SplitProgress) -> PageReader:
+        return await self._source.reader(self._config, self._dataset, progress.checkpoint.split)
+
+    async def _halt_largest(self, running: Iterable[SplitProgress]) -> None:
+        """Halts the split with the most rows to come, if they are worth a place of their own."""
+        largest, most = None, DIVIDE_PAGES * self._config.page_size
+        for progress in running:
+            split_id = progress.checkpoint.split.id
+            if split_id in self._whole or progress.halt:
+                continue
+            with ignored_transient(self._config.name):
+                rows = await self._source.remaining(self._config, self._dataset, progress.checkpoint)
+                if rows is None or rows <= most:
+                    self._whole.add(split_id)  # it only gets smaller
+                else:
+                    largest, most = progress, rows
+        if largest is not None:
+            largest.halt = True
+
+    async def _divide(self, progress: SplitProgress) -> Sequence[SplitProgress]:
+        """Gives the second half of what a drained split has to come to a new split; both are committed at once."""
+        checkpoint = progress.checkpoint
+        self._whole.add(checkpoint.split.id)
+        middle = None
+        with ignored_transient(self._config.name):
+            middle = await self._source.divide(self._config, self._dataset, checkpoint)
+        if middle is None:
+            return ()
+        ids = {int(p.checkpoint.split.id) for p in self._splits}
+        first = replace(checkpoint, split=replace(checkpoint.split, upper=middle))
+        second = Checkpoint(Split(str(max(ids) + 1), middle, checkpoint.split.upper))
+        await self._io.commits.save_also([first, second])
+        self._whole.discard(checkpoint.split.id)
+        progress.checkpoint = first
+        added = SplitProgress(second)
+        self._splits.append(added)
+        log.debug("split divided", stream=self._config.name, split=first.split.id, added=second.split.id)
+        return (added,)
+
+
+@contextlib.contextmanager
+def ignored_transient(stream: str) -> Iterator[None]:
+    """For estimates: one that cannot be had just now is not worth a retry."""
+    try:
+        yield
+    except TransientError as error:
+        log.debug("estimate not to be had", stream=stream, error=str(error))
