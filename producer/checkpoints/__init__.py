@@ -6,4 +6,5 @@ from __future__ import annotations
 STORES: dict[str, tuple[str, str]] = {
     "file": ("producer.checkpoints.file", "FileCheckpointStore"),
     "kafka": ("producer.checkpoints.kafka", "KafkaCheckpointStore"),
+    "postgres": ("producer.checkpoints.postgres", "PostgresCheckpointStore"),
 }

@@ -54,8 +54,8 @@ class FileCheckpointStore:
     async def load(self, stream: str) -> StreamState | None:
         return await asyncio.to_thread(self._read, stream)
 
-    async def claim(self, stream: str) -> int:
-        return await asyncio.to_thread(self._claim, stream)
+    async def claim(self, stream: str, above: int = 0) -> int:
+        return await asyncio.to_thread(self._claim, stream, above)
 
     async def begin(self, state: StreamState) -> None:
         async with self._writing:
@@ -113,11 +113,11 @@ class FileCheckpointStore:
             hint=f"put a good copy back, or start the stream over with: producer checkpoint reset CONFIG {stream}",
         )
 
-    def _claim(self, stream: str) -> int:
+    def _claim(self, stream: str, above: int) -> int:
         if stream not in self._locks:
             self._locks[stream] = self._lock(stream)
         state = self._read(stream)
-        epoch = (state.epoch if state else 0) + 1
+        epoch = max(state.epoch if state else 0, above) + 1
         if state is not None:
             # The new epoch must be on disk before this runner sends anything: an older one is then fenced.
             self._save(StreamState(stream, state.fingerprint, epoch, state.checkpoints, state.updated_at))

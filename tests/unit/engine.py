@@ -114,7 +114,7 @@ class MemoryStore:
     async def load(self, stream: str) -> StreamState | None:
         return self.states.get(stream)
 
-    async def claim(self, stream: str) -> int:
+    async def claim(self, stream: str, above: int = 0) -> int:
         state = self.states.get(stream)
         return (state.epoch if state else 0) + 1
 
