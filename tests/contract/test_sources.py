@@ -8,13 +8,14 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from typing import Any
 
 import pytest
 
 from producer.config import StreamConfig
-from producer.model import Dataset, Page, Position, Split, checkpoint_from_json, checkpoint_to_json
 from producer.model import Checkpoint as Check
+from producer.model import Dataset, Page, Position, Split, checkpoint_from_json, checkpoint_to_json
 from producer.protocols import PageReader, Source
 from producer.sources import SOURCES
 from tests.contract.cases import SourceCase, cases, covered
@@ -99,6 +100,22 @@ async def test_reading_goes_on_after_every_page_with_exactly_the_rest(case: Sour
             async with reading(source, case.stream, dataset, split) as again:
                 rest = await pages(again, 9, saved.position)
             assert [key for p in rest for key in keys(dataset, p)] == list(case.keys[done:])
+
+
+async def test_a_split_divided_after_its_first_page_gives_the_same_rows(case: SourceCase, source: Source) -> None:
+    dataset = await source.describe(case.stream)
+    (split,) = await source.plan(case.stream.model_copy(update={"max_parallel": 1}), dataset)
+    async with reading(source, case.stream, dataset, split) as reader:
+        first = await reader.fetch(None, 5)
+    middle = await source.divide(case.stream, dataset, Check(split, first.position))
+    pieces = [(split, first.position)]
+    if middle is not None:
+        pieces = [(replace(split, upper=middle), first.position), (Split("1", middle, split.upper), None)]
+    read = keys(dataset, first)
+    for piece, position in pieces:
+        async with reading(source, case.stream, dataset, piece) as reader:
+            read += [key for page in await pages(reader, 7, position) for key in keys(dataset, page)]
+    assert read == list(case.keys)
 
 
 async def test_a_page_fetched_twice_is_the_same(case: SourceCase, source: Source) -> None:

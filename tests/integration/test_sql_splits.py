@@ -11,7 +11,7 @@ import pytest
 from adbc_driver_postgresql import dbapi
 
 from producer.errors import ConfigError, PermanentError
-from producer.model import Checkpoint, KeyPosition, OffsetPosition
+from producer.model import Checkpoint, KeyPosition, OffsetPosition, Split
 from producer.sources.sql import keyset
 from producer.sources.sql.names import bind_named
 from tests.integration.sql_reading import open_source, read, read_split, stream
@@ -65,6 +65,26 @@ async def test_splits_are_within_twice_of_equal_rows_and_disjoint_and_whole(bank
     assert max(map(len, found)) < 2 * ROWS / 8
     assert min(map(len, found)) > ROWS / 8 / 2
     assert len({key for part in found for key in part}) == sum(map(len, found)) == ROWS
+
+
+@pytest.mark.parametrize("table", ["skewed", "pairs"])
+async def test_what_is_left_of_a_split_is_divided_in_its_middle(bank: Databank, table: str) -> None:
+    (skewed if table == "skewed" else pairs)(bank)
+    config = stream(table, page_size=500, max_parallel=1)
+    async with open_source(bank.url) as source:
+        dataset = await source.describe(config)
+        (split,) = await source.plan(config, dataset)
+        reader = await source.reader(config, dataset, split)
+        read = await reader.fetch(None, 2000)
+        await reader.close()
+        middle = await source.divide(config, dataset, Checkpoint(split, read.position))
+        assert middle is not None
+        before, after = Split("0", read.position, middle), Split("1", middle, split.upper)
+        parts = [sum(b.num_rows for b in await read_split(source, config, dataset, part)) for part in (before, after)]
+        assert await source.divide(config, dataset, Checkpoint(split, done=True)) is None
+        assert await source.divide(config, dataset, Checkpoint(split, split.upper)) is None
+    assert sum(parts) == ROWS - 2000
+    assert min(parts) > (ROWS - 2000) / 3
 
 
 async def test_a_small_table_is_not_cut(bank: Databank) -> None:
@@ -158,7 +178,7 @@ async def test_a_key_that_is_not_unique_is_made_total_by_the_primary_key(bank: D
     config = stream("plain", key=["grp"], columns=["grp"], page_size=4)
     async with open_source(bank.url) as source:
         dataset = await source.describe(config)
-        assert (dataset.key, dataset.order, dataset.hidden) == (("grp",), ("grp", "id"), {"id"})
+        assert (dataset.key, dataset.order, set(dataset.hidden)) == (("grp",), ("grp", "id"), {"id"})
     assert (await read(bank.url, config)).num_rows == 30
 
 
@@ -219,7 +239,7 @@ async def test_postgres_reads_each_page_from_the_keys_index(postgres_dsn: str, t
         plainly = {"adbc.postgresql.use_copy": "false"}
         with dbapi.connect(bank.url) as connection, connection.cursor(adbc_stmt_kwargs=plainly) as cursor:
             for i, value in enumerate(query.params.values()):
-                cursor.execute(f"set local p.p{i} = '{value}'")
+                cursor.execute(f"set local p.p{i} = '{value!s}'")
             cursor.execute("explain (format json) " + sql)
             (text,) = cursor.fetchone() or ("",)
         plan = json.loads(text)[0]["Plan"]

@@ -16,6 +16,12 @@ from tests.integration.sql_reading import open_source, read, stream
 from tests.sql import Databank, databank
 
 UTC = dt.UTC
+UTC_US = pa.timestamp("us", tz="UTC")
+LOWER = "6f9619ff-8b86-d011-b42d-00c04fc964ff"
+UPPER = LOWER.upper()
+DIGITS = "1.2300000000000000000000000000000000000000001"
+UUID = {"avro.logical": "uuid"}
+JSON = {"avro.logical": "json"}
 US = pa.timestamp("us")
 
 # type, literal, Arrow type, value, metadata beside sql_type
@@ -24,29 +30,30 @@ POSTGRES: list[tuple[str, str, pa.DataType, Any, dict[str, str]]] = [
     ("bigint", "9223372036854775807", pa.int64(), 2**63 - 1, {}),
     ("real", "'NaN'", pa.float32(), "nan", {}),
     ("double precision", "'-Infinity'", pa.float64(), float("-inf"), {}),
-    ("numeric", "1.2300000000000000000000000000000000000000001", pa.string(), "1.2300000000000000000000000000000000000000001", {}),
+    ("numeric", DIGITS, pa.string(), DIGITS, {}),
     ("numeric(12,2)", "-0.10", pa.decimal128(12, 2), Decimal("-0.10"), {}),
     ("numeric(3,5)", "0.00123", pa.decimal128(5, 5), Decimal("0.00123"), {}),
     ("numeric(2,-3)", "12345", pa.decimal128(5, 0), Decimal(12000), {}),
     ("numeric(60,10)", "12345678901234567890123456789012345678901234567890.5", pa.decimal256(60, 10),
      Decimal("12345678901234567890123456789012345678901234567890.5"), {}),
     ("numeric(90,2)", "1.50", pa.string(), "1.50", {}),
-    ("numeric(10,2)[]", "array[1.5, null, -2]", pa.list_(pa.decimal128(10, 2)), [Decimal("1.50"), None, Decimal("-2.00")], {}),
+    ("numeric(10,2)[]", "array[1.5, null, -2]", pa.list_(pa.decimal128(10, 2)),
+     [Decimal("1.50"), None, Decimal("-2.00")], {}),
     ("boolean", "true", pa.bool_(), True, {}),
     ("char(5)", "'ä'", pa.string(), "ä    ", {}),
     ("bytea", "'\\x00ff'", pa.binary(), b"\0\xff", {}),
-    ("uuid", "'6F9619FF-8B86-D011-B42D-00C04FC964FF'", pa.string(), "6f9619ff-8b86-d011-b42d-00c04fc964ff", {"avro.logical": "uuid"}),
-    ("jsonb", "'{\"a\": [1]}'", pa.string(), '{"a": [1]}', {"avro.logical": "json"}),
+    ("uuid", f"'{UPPER}'", pa.string(), LOWER, UUID),
+    ("jsonb", "'{\"a\": [1]}'", pa.string(), '{"a": [1]}', JSON),
     ("mood", "'so so'", pa.string(), "so so", {"avro.enum": '["sad", "so so"]'}),
     ("mood[]", "'{sad,null}'", pa.list_(pa.string()), ["sad", None], {}),
-    ("pair", "'(1,\"x y\")'", pa.string(), '{"a":1,"b":"x y"}', {"avro.logical": "json"}),
+    ("pair", "'(1,\"x y\")'", pa.string(), '{"a":1,"b":"x y"}', JSON),
     ("price", "3.5", pa.decimal128(8, 3), Decimal("3.500"), {}),
     ("date", "'0001-01-01'", pa.date32(), dt.date(1, 1, 1), {}),
     ("date", "'9999-12-31'", pa.date32(), dt.date(9999, 12, 31), {}),
     ("time", "'23:59:59.999999'", pa.time64("us"), dt.time(23, 59, 59, 999999), {}),
     ("timetz", "'12:00+02'", pa.string(), "12:00:00+02", {}),
     ("timestamp", "'1969-12-31 23:59:59.999999'", US, dt.datetime(1969, 12, 31, 23, 59, 59, 999999), {}),
-    ("timestamptz", "'2024-03-31 02:30:00+03'", pa.timestamp("us", "UTC"), dt.datetime(2024, 3, 30, 23, 30, tzinfo=UTC), {}),
+    ("timestamptz", "'2024-03-31 02:30:00+03'", UTC_US, dt.datetime(2024, 3, 30, 23, 30, tzinfo=UTC), {}),
     ("interval", "'1 mon 2 days 3:04:05.6'", pa.string(), "1 mon 2 days 03:04:05.6", {}),
     ("int4range", "'[1,5)'", pa.string(), "[1,5)", {}),
     ("inet", "'10.0.0.1/8'", pa.string(), "10.0.0.1/8", {}),
@@ -56,9 +63,9 @@ POSTGRES: list[tuple[str, str, pa.DataType, Any, dict[str, str]]] = [
     ("tsvector", "'b a'", pa.string(), "'a' 'b'", {}),
     ("oid", "4294967295", pa.int64(), 4294967295, {}),
     ("point", "'(1,2)'", pa.string(), "(1,2)", {}),
-    ("uuid[]", "'{6F9619FF-8B86-D011-B42D-00C04FC964FF,null}'", pa.list_(pa.string()), ["6f9619ff-8b86-d011-b42d-00c04fc964ff", None], {}),
-    ("timestamptz[]", "'{}'", pa.list_(pa.timestamp("us", "UTC")), [], {}),
-    ("int[][]", "'{{1,2},{3,4}}'", pa.string(), "[[1,2],[3,4]]", {"avro.logical": "json"}),
+    ("uuid[]", "'{" + UPPER + ",null}'", pa.list_(pa.string()), [LOWER, None], {}),
+    ("timestamptz[]", "'{}'", pa.list_(UTC_US), [], {}),
+    ("int[][]", "'{{1,2},{3,4}}'", pa.string(), "[[1,2],[3,4]]", JSON),
     ("bytea[]", "array['\\xff'::bytea]", pa.list_(pa.binary()), [b"\xff"], {}),
     ("inet[]", "'{::1}'", pa.list_(pa.string()), ["::1/128"], {}),
 ]  # fmt: skip
@@ -77,7 +84,7 @@ MARIADB: list[tuple[str, str, pa.DataType, Any, dict[str, str]]] = [
     ("year", "2024", pa.int32(), 2024, {}),
     ("date", "'9999-12-31'", pa.date32(), dt.date(9999, 12, 31), {}),
     ("datetime(6)", "'1001-01-01 00:00:00.000001'", US, dt.datetime(1001, 1, 1, 0, 0, 0, 1), {}),
-    ("timestamp(6)", "'2024-01-01 00:00:00.5'", pa.timestamp("us", "UTC"), dt.datetime(2024, 1, 1, microsecond=500000, tzinfo=UTC), {}),
+    ("timestamp(6)", "'2024-01-01 00:00:00.5'", UTC_US, dt.datetime(2024, 1, 1, 0, 0, 0, 500000, UTC), {}),
     ("time(6)", "'23:59:59.000001'", pa.time64("us"), dt.time(23, 59, 59, 1), {}),
     ("varchar(20)", "'größe \\'%s %'", pa.string(), "größe '%s %", {}),
     ("text", "'😀'", pa.string(), "😀", {}),
@@ -85,8 +92,8 @@ MARIADB: list[tuple[str, str, pa.DataType, Any, dict[str, str]]] = [
     ("blob", "''", pa.binary(), b"", {}),
     ("enum('a','b''c')", "'b''c'", pa.string(), "b'c", {"avro.enum": json.dumps(["a", "b'c"])}),
     ("set('x','y','z')", "'z,x'", pa.string(), "x,z", {}),
-    ("json", "'{\"a\": 1}'", pa.string(), '{"a": 1}', {"avro.logical": "json"}),
-    ("uuid", "'6F9619FF-8B86-D011-B42D-00C04FC964FF'", pa.string(), "6f9619ff-8b86-d011-b42d-00c04fc964ff", {"avro.logical": "uuid"}),
+    ("json", "'{\"a\": 1}'", pa.string(), '{"a": 1}', JSON),
+    ("uuid", f"'{UPPER}'", pa.string(), LOWER, UUID),
     ("inet6", "'::1'", pa.string(), "::1", {}),
     ("point", "point(1, 2)", pa.string(), "POINT(1 2)", {}),
 ]  # fmt: skip
@@ -107,12 +114,12 @@ SQLITE: list[tuple[str, str, pa.DataType, Any, dict[str, str]]] = [
     ("datetime", "'2024-01-01T00:00:00+02:00'", US, dt.datetime(2023, 12, 31, 22), {}),
     ("timestamp", "-1", US, dt.datetime(1969, 12, 31, 23, 59, 59), {}),
     ("timestamp", "1700000000.25", US, dt.datetime(2023, 11, 14, 22, 13, 20, 250000), {}),
-    ("timestamptz", "'2024-01-01 00:00:00Z'", pa.timestamp("us", "UTC"), dt.datetime(2024, 1, 1, tzinfo=UTC), {}),
+    ("timestamptz", "'2024-01-01 00:00:00Z'", UTC_US, dt.datetime(2024, 1, 1, tzinfo=UTC), {}),
     ("time", "'12:34:56.000001'", pa.time64("us"), dt.time(12, 34, 56, 1), {}),
-    ("json", "'[1]'", pa.string(), "[1]", {"avro.logical": "json"}),
-    ("json", "5", pa.string(), "5", {"avro.logical": "json"}),
-    ("uuid", "x'6F9619FF8B86D011B42D00C04FC964FF'", pa.string(), "6f9619ff-8b86-d011-b42d-00c04fc964ff", {"avro.logical": "uuid"}),
-    ("uuid", "'6F9619FF-8B86-D011-B42D-00C04FC964FF'", pa.string(), "6f9619ff-8b86-d011-b42d-00c04fc964ff", {"avro.logical": "uuid"}),
+    ("json", "'[1]'", pa.string(), "[1]", JSON),
+    ("json", "5", pa.string(), "5", JSON),
+    ("uuid", "x'6F9619FF8B86D011B42D00C04FC964FF'", pa.string(), LOWER, UUID),
+    ("uuid", f"'{UPPER}'", pa.string(), LOWER, UUID),
     ("string", "1.25", pa.string(), "1.25", {}),
     ("", "'x'", pa.string(), "x", {}),
 ]  # fmt: skip

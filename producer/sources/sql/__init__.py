@@ -96,7 +96,11 @@ class SqlSource:
         session = self._database.session()
         try:
             if stream.traversal == "OFFSET":
-                return (offset_split(await splits.count(session, selection) if stream.mode == "snapshot" else None),)
+                return (
+                    offset_split(
+                        await splits.count(session, self._database, selection) if stream.mode == "snapshot" else None
+                    ),
+                )
             await splits.refuse_null_keys(session, self._database, selection)
             return await splits.plan(session, self._database, selection, stream, dataset.rows_estimate)
         finally:
@@ -104,6 +108,18 @@ class SqlSource:
 
     async def reader(self, stream: StreamConfig, dataset: Dataset, split: Split) -> SqlReader:
         return SqlReader(stream, await self._selection(stream), split, self._database)
+
+    async def divide(self, stream: StreamConfig, dataset: Dataset, checkpoint: Checkpoint) -> Position | None:
+        if checkpoint.done or stream.traversal == "OFFSET":
+            return None
+        selection = await self._selection(stream)
+        session = self._database.session()
+        try:
+            return await splits.divide(
+                session, self._database, selection, dataset, checkpoint.split, checkpoint.position
+            )
+        finally:
+            await session.close()
 
     async def remaining(self, stream: StreamConfig, dataset: Dataset, checkpoint: Checkpoint) -> int | None:
         if checkpoint.done:

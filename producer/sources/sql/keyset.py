@@ -5,11 +5,16 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+import pyarrow as pa
+
 from producer.config import StreamConfig
 from producer.errors import ConfigError
 from producer.model import Json, KeyScalar
 from producer.sources.sql.names import find_column, parameter_names, quote
 from producer.sources.sql.table import Column, Query, Table
+
+#: A count as a column.
+COUNT = Column("n", pa.field("n", pa.int64(), nullable=False), "count(*)", "bigint")
 
 
 @dataclass(frozen=True, slots=True)
@@ -247,28 +252,42 @@ def _query(
     sql = " ".join(["SELECT", _list(columns), "FROM", selection.table.source, "t"])
     if where:
         sql += " WHERE " + " AND ".join(where)
-    types = {
+    return Query(sql + tail, columns, {**selection.params, **params}, _types(selection), selection.order_names)
+
+
+def _types(selection: Selection) -> dict[str, str]:
+    """The SQL types of all parameters that a query may have: the user's, and both ends of a range of keys."""
+    ends = {
         f"__{side}{i}": column.sql_type
         for side in ("lower", "upper")
         for i, column in enumerate(selection.order_columns)
     }
-    return Query(
-        sql + tail, columns, {**selection.params, **params}, {**selection.types, **types}, selection.order_names
-    )
+    return {**selection.types, **ends}
 
 
-def quantile_query(selection: Selection, pieces: int, mark: str, source: str) -> Query:
-    """The keys of the rows that end each of `pieces` equal parts of the rows in `source` (a FROM clause, alias ``t``).
+def quantile_query(
+    selection: Selection,
+    pieces: int,
+    source: str,
+    lower: tuple[KeyScalar, ...] | None,
+    upper: tuple[KeyScalar, ...] | None,
+    *,
+    mark: str,
+    row_values: bool,
+) -> Query:
+    """The keys of the rows that end each of `pieces` equal parts of the rows in `source` (a FROM clause, alias ``t``)
+    with `lower` < key <= `upper`.
 
     Of n ordered rows the r-th ends a part where ``r * pieces`` has just passed a multiple of n.
     """
-    names = [quote(name, mark) for name in selection.order_names]
-    keys = ", ".join(f"t.{name}" for name in names)
+    keys = ", ".join(f"t.{quote(name, mark)}" for name in selection.order_names)
+    bounds = _bounds(selection, lower, upper, mark=mark, row_values=row_values)
+    where = [*([f"({selection.where}\n)"] if selection.where else []), *bounds]
     inner = [
         "SELECT",
         f"{keys}, row_number() OVER (ORDER BY {keys}) AS place_, count(*) OVER () AS rows_",
         f"FROM {source}",
-        f"WHERE ({selection.where}\n)" if selection.where else "",
+        f"WHERE {' AND '.join(where)}" if where else "",
     ]
     sql = [
         "SELECT",
@@ -276,11 +295,12 @@ def quantile_query(selection: Selection, pieces: int, mark: str, source: str) ->
         f"FROM ({' '.join(inner)}) t",
         f"WHERE (place_ * {pieces:d}) % rows_ < {pieces:d} ORDER BY place_",
     ]
-    return Query(" ".join(sql), selection.order_columns, selection.params, selection.types, selection.order_names)
+    params = {**selection.params, **_bound_params(selection, lower, upper)}
+    return Query(" ".join(sql), selection.order_columns, params, _types(selection), selection.order_names)
 
 
 def step_query(
-    selection: Selection, after: tuple[KeyScalar, ...] | None, step: int, mark: str, row_values: bool
+    selection: Selection, after: tuple[KeyScalar, ...] | None, step: int, *, mark: str, row_values: bool
 ) -> Query:
     """The key of the `step`-th row after the key `after`, by walking the index."""
     return _query(
@@ -290,3 +310,16 @@ def step_query(
         _order_by(selection, mark) + f" LIMIT 1 OFFSET {step - 1:d}",
         _bound_params(selection, after, None),
     )
+
+
+def count_query(
+    selection: Selection,
+    lower: tuple[KeyScalar, ...] | None,
+    upper: tuple[KeyScalar, ...] | None,
+    *,
+    mark: str,
+    row_values: bool,
+) -> Query:
+    """How many rows there are with `lower` < key <= `upper`."""
+    bounds = _bounds(selection, lower, upper, mark=mark, row_values=row_values)
+    return _query(selection, (COUNT,), bounds, "", _bound_params(selection, lower, upper))

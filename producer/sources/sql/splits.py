@@ -5,32 +5,35 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 
-import pyarrow as pa
-
 from producer.config import StreamConfig
 from producer.errors import ConfigError
 from producer.model import Dataset, KeyPosition, KeyScalar, Position, Split
 from producer.sources.sql import keyset
 from producer.sources.sql.keyset import Selection
 from producer.sources.sql.names import quote
-from producer.sources.sql.table import Column, Database, Session
+from producer.sources.sql.table import Database, Session
 from producer.traversal import interpolate, key_splits, key_values, split_count, start_of
 
-_COUNT = Column("n", pa.field("n", pa.int64(), nullable=False), "count(*)", "bigint")
+#: A key's values in the order of the traversal; None where a range is open.
+Key = tuple[KeyScalar, ...] | None
 
 
-async def count(session: Session, selection: Selection) -> int:
-    """The exact number of rows that the stream reads now."""
-    ((rows,),) = await session.keys(keyset.rows_query(selection, (_COUNT,), []))
+async def count(
+    session: Session, database: Database, selection: Selection, lower: Key = None, upper: Key = None
+) -> int:
+    """The exact number of rows that the stream has now, in a range of keys."""
+    query = keyset.count_query(selection, lower, upper, mark=database.mark, row_values=database.row_values)
+    ((rows,),) = await session.keys(query)
     return int(str(rows))
 
 
 async def refuse_null_keys(session: Session, database: Database, selection: Selection) -> None:
     """ConfigError where a column of the order holds a null: such rows would never be reached by comparison."""
-    nullable = [column for column in selection.order_columns if column.field.nullable]
-    for column in nullable:
+    for column in selection.order_columns:
+        if not column.field.nullable:
+            continue
         condition = f"t.{quote(column.name, database.mark)} IS NULL"
-        probe = dataclasses.replace(_COUNT, select="1")
+        probe = dataclasses.replace(keyset.COUNT, select="1")
         if await session.keys(keyset.rows_query(selection, (probe,), [condition], " LIMIT 1")):
             raise ConfigError(
                 f"table {'.'.join(selection.table.path)!r}: key column {column.name!r} holds nulls",
@@ -47,29 +50,65 @@ async def plan(
     if not greatest:
         return key_splits((), open_end=open_end)
     pieces = split_count(rows, stream.page_size, stream.max_parallel)
-    ends = [KeyPosition(greatest[0])]
+    inner: Sequence[tuple[KeyScalar, ...]] = ()
     if pieces > 1:
-        found = await _quantiles(session, database, selection, pieces, rows)
-        ends = [*(KeyPosition(key) for key in found[:-1]), ends[0]]
-    return key_splits(ends, open_end=open_end)
+        inner = await _sampled(session, database, selection, pieces, rows)
+        inner = inner or await _walked(session, database, selection, pieces)
+    return key_splits([KeyPosition(key) for key in (*inner, greatest[0])], open_end=open_end)
 
 
-async def _quantiles(
-    session: Session, database: Database, selection: Selection, pieces: int, rows: int | None
+async def _sampled(
+    session: Session,
+    database: Database,
+    selection: Selection,
+    pieces: int,
+    rows: int | None,
+    lower: Key = None,
+    upper: Key = None,
 ) -> Sequence[tuple[KeyScalar, ...]]:
-    """`pieces` keys that end as many parts of about equal rows; the last is not needed and may be missing."""
+    """The `pieces - 1` inner quantiles of the keys in a range, from a sample of the table's `rows` rows.
+
+    None of them where the database has no sampling, or the sample too few rows within the range.
+    """
     source = database.sample(selection.table, rows)
-    if source is not None:
-        found = await session.keys(keyset.quantile_query(selection, pieces, database.mark, source))
-        if len(found) == pieces:
-            return found
-    step = max(1, await count(session, selection) // pieces)
-    ends: list[tuple[KeyScalar, ...]] = []
+    if source is None:
+        return ()
+    query = keyset.quantile_query(
+        selection, pieces, source, lower, upper, mark=database.mark, row_values=database.row_values
+    )
+    found = await session.keys(query)
+    return found[:-1] if len(found) == pieces else ()
+
+
+async def _walked(
+    session: Session, database: Database, selection: Selection, pieces: int, lower: Key = None, upper: Key = None
+) -> Sequence[tuple[KeyScalar, ...]]:
+    """The same by counting the rows and walking the index."""
+    step = max(1, await count(session, database, selection, lower, upper) // pieces)
+    found: list[tuple[KeyScalar, ...]] = []
     for _ in range(pieces - 1):
-        after = ends[-1] if ends else None
-        query = keyset.step_query(selection, after, step, database.mark, database.row_values)
-        ends += await session.keys(query)
-    return [*ends, ends[-1]] if ends else []
+        after = found[-1] if found else lower
+        query = keyset.step_query(selection, after, step, mark=database.mark, row_values=database.row_values)
+        found += await session.keys(query)
+    return found
+
+
+async def divide(
+    session: Session,
+    database: Database,
+    selection: Selection,
+    dataset: Dataset,
+    split: Split,
+    position: Position | None,
+) -> KeyPosition | None:
+    """The key in the middle of the rows of `split` after `position`; None where there is none between its ends."""
+    width = len(selection.order)
+    lower, upper = key_values(start_of(split, position), width), key_values(split.upper, width)
+    inner = await _sampled(session, database, selection, 2, dataset.rows_estimate, lower, upper)
+    inner = inner or await _walked(session, database, selection, 2, lower, upper)
+    if not inner or inner[0] in (lower, upper):
+        return None
+    return KeyPosition(inner[0])
 
 
 async def remaining(
