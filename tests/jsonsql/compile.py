@@ -28,7 +28,7 @@ class JsonSqlError(Exception):
 
 
 def compile_select(params: Json, *, postgres: bool) -> tuple[str, list[Json]]:
-    """The SQL of a select and its values, numbered ``$1`` for PostgreSQL and ``?`` for SQLite."""
+    """The SQL of a select, and the values of its ``?`` (SQLite; for PostgreSQL they are literals)."""
     compiler = _Compiler(postgres)
     return compiler.select(params), compiler.values
 
@@ -140,13 +140,13 @@ class _Compiler:
             return "NULL"
         if isinstance(value, bool):
             return "TRUE" if value else "FALSE"
-        if self.postgres and isinstance(value, str):
-            # An untyped literal takes the other side's type, as in the real API's SQL; asyncpg's $1 would not.
-            return "'" + value.replace("'", "''") + "'"
         if not isinstance(value, int | float | str):
             raise JsonSqlError(f"not a value: {value!r}")
+        if self.postgres:
+            # An untyped literal takes the other side's type, as in the real API's SQL; a bound text would not.
+            return "'" + value.replace("'", "''") + "'" if isinstance(value, str) else repr(value)
         self.values.append(value)
-        return f"${len(self.values)}" if self.postgres else "?"
+        return "?"
 
 
 def _quoted(name: Json) -> str:

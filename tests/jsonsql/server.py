@@ -7,13 +7,10 @@ objects, and batches answered in another order than they were asked. Rows are li
 from __future__ import annotations
 
 import asyncio
-import datetime as dt
-import decimal
 import gzip
 import secrets
 import sqlite3
 import time
-import uuid
 from collections import deque
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -23,6 +20,7 @@ import orjson
 from aiohttp import web
 
 from tests.jsonsql.compile import JsonSqlError, compile_select
+from tests.jsonsql.postgres import Postgres
 
 Json = Any
 
@@ -69,7 +67,7 @@ class JsonSqlServer:
         self.logins = 0
         self.url = ""
         self._sessions: dict[str, float] = {}
-        self._postgres: Any = None
+        self._postgres: Postgres | None = None
         self._runner: web.AppRunner | None = None
 
     async def __aenter__(self) -> JsonSqlServer:
@@ -85,9 +83,7 @@ class JsonSqlServer:
 
     async def start(self) -> None:
         if self.settings.database.startswith("postgresql://"):
-            import asyncpg
-
-            self._postgres = await asyncpg.create_pool(self.settings.database, min_size=1, max_size=4)
+            self._postgres = Postgres(self.settings.database)
         app = web.Application(client_max_size=2**24)
         app.router.add_post("/api/jsonrpc/", self._authorise)
         app.router.add_post("/api/jsonsql/", self._select)
@@ -101,7 +97,7 @@ class JsonSqlServer:
         if self._runner is not None:
             await self._runner.cleanup()
         if self._postgres is not None:
-            await self._postgres.close()
+            self._postgres.close()
 
     async def _authorise(self, request: web.Request) -> web.StreamResponse:
         call = orjson.loads(await request.read())
@@ -167,13 +163,12 @@ class JsonSqlServer:
         try:
             sql, values = compile_select(params, postgres=self._postgres is not None)
             if self._postgres is not None:
-                rows = await self._postgres_rows(sql, values)
+                rows: Json = await asyncio.to_thread(self._postgres.rows, sql, self.settings.max_rows)
             else:
-                rows = await asyncio.to_thread(self._sqlite_rows, sql, values)
+                rows = (await asyncio.to_thread(self._sqlite_rows, sql, values))[: self.settings.max_rows]
         except (JsonSqlError, sqlite3.Error) as error:
             return _error(call, -32000, str(error))
-        cap = self.settings.max_rows
-        return {"jsonrpc": "2.0", "id": call.get("id"), "result": rows if cap is None else rows[:cap]}
+        return {"jsonrpc": "2.0", "id": call.get("id"), "result": rows}
 
     def _sqlite_rows(self, sql: str, values: list[Json]) -> list[Json]:
         connection = sqlite3.connect(
@@ -184,16 +179,8 @@ class JsonSqlServer:
         finally:
             connection.close()
 
-    async def _postgres_rows(self, sql: str, values: list[Json]) -> list[Json]:
-        import asyncpg
-
-        try:
-            return [tuple(row) for row in await self._postgres.fetch(sql, *values)]
-        except asyncpg.PostgresError as error:
-            raise JsonSqlError(str(error)) from None
-
     def _answer(self, request: web.Request, answer: Json, status: int = 200) -> web.Response:
-        body = orjson.dumps(answer, default=_plain)
+        body = orjson.dumps(answer)
         headers = {"Content-Type": "application/json"}
         if self.settings.gzip and "gzip" in request.headers.get("Accept-Encoding", ""):
             body = gzip.compress(body, compresslevel=1)
@@ -203,15 +190,6 @@ class JsonSqlServer:
 
 def _error(call: Json, code: int, message: str) -> Json:
     return {"jsonrpc": "2.0", "id": call.get("id"), "error": {"code": code, "message": message}}
-
-
-def _plain(value: object) -> Json:
-    match value:
-        case decimal.Decimal() | uuid.UUID() | dt.timedelta():
-            return str(value)
-        case tuple():
-            return list(value)
-    raise TypeError(type(value).__name__)
 
 
 def fill_sqlite(path: str, table: str, rows: Iterable[Json], columns: str) -> None:

@@ -208,7 +208,10 @@ class AsyncIPTVPortalClient:
         began = time.perf_counter()
         try:
             async with asyncio.timeout(self._timeout_s):
-                response = await self._http.post(path, content=body, headers=headers, timeout=self._timeout_s)
+                # Streamed, since httpx's responses are cycles that would keep the body until they are collected.
+                request = self._http.stream("POST", path, content=body, headers=headers, timeout=self._timeout_s)
+                async with request as response:
+                    answer = b"".join([part async for part in response.aiter_bytes()])
         except TimeoutError:
             raise SourceUnavailableError(
                 f"iptvportal: Request timeout: no answer from {self.host} in {self._timeout_s:g} s",
@@ -223,7 +226,7 @@ class AsyncIPTVPortalClient:
             path,
             response.http_version,
             response.status_code,
-            len(response.content),
+            len(answer),
             (time.perf_counter() - began) * 1000,
         )
         if response.status_code == 429:
@@ -231,7 +234,7 @@ class AsyncIPTVPortalClient:
                 f"iptvportal: {self.host} asks to slow down",
                 retry_after_s=_seconds(response.headers.get("Retry-After")),
             )
-        return response.status_code, response.content
+        return response.status_code, answer
 
     def _is_expired(self, status: int, raw: bytes) -> bool:
         if status == 401:
