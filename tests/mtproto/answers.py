@@ -166,6 +166,12 @@ def _sign_in(world: World, request: Any) -> Any:
     return types.auth.Authorization(user(ME_ID))
 
 
+def _login_token(world: World, request: Any) -> Any:
+    if world.scanned:
+        return types.auth.LoginTokenSuccess(types.auth.Authorization(user(ME_ID)))
+    return types.auth.LoginToken(now() + dt.timedelta(seconds=30), b"a login token")
+
+
 _ANSWERS: dict[type, Callable[[World, Any], Any]] = {
     functions.help.GetConfigRequest: _config,
     functions.users.GetUsersRequest: _users,
@@ -184,5 +190,6 @@ _ANSWERS: dict[type, Callable[[World, Any], Any]] = {
     functions.upload.GetFileRequest: _file,
     functions.auth.SendCodeRequest: _send_code,
     functions.auth.SignInRequest: _sign_in,
+    functions.auth.ExportLoginTokenRequest: _login_token,
     functions.auth.LogOutRequest: lambda w, r: types.auth.LoggedOut(),
 }

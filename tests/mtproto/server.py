@@ -70,6 +70,7 @@ class Server:
         self.keep_log = True
         self.takeout_requests = 0
         self._keys: dict[int, AuthKey] = {}
+        self._strangers: set[int] = set()  # keys that nobody has logged in with
         self._peers: set[_Peer] = set()
         self._tasks: set[asyncio.Task[None]] = set()
         self._salt = 1
@@ -131,6 +132,7 @@ class Server:
         if first[:8] == bytes(8):
             auth_key = await handshake.exchange_keys(packets, first)
             self._keys[auth_key.key_id] = auth_key
+            self._strangers.add(auth_key.key_id)
             first = await packets.receive()
         known = self._keys.get(struct.unpack("<Q", first[:8])[0])
         if known is None:
@@ -222,7 +224,13 @@ class Server:
                 shift = True
         if self.keep_log:
             self.log.append(request)
-        return answers.answer(self.world, request, shift=shift)
+        area = type(request).__module__.rpartition(".")[2]
+        if peer.auth_key.key_id in self._strangers and area not in ("auth", "help", "account"):
+            raise Refused(401, "AUTH_KEY_UNREGISTERED")
+        answer = answers.answer(self.world, request, shift=shift)
+        if isinstance(request, functions.auth.SignInRequest) or self.world.scanned:
+            self._strangers.discard(peer.auth_key.key_id)
+        return answer
 
     def _unwrap(self, peer: _Peer, request: Any) -> Any:
         while True:

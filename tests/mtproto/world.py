@@ -293,6 +293,7 @@ class World:
 
     chats: list[Chat] = field(default_factory=list)
     hidden_users: frozenset[int] = frozenset()  #: senders that no answer describes
+    scanned: bool = False  #: whether somebody has scanned the login code
 
     def by_input_peer(self, peer: Any) -> Chat | None:
         number = getattr(peer, "channel_id", None) or getattr(peer, "chat_id", None) or getattr(peer, "user_id", None)
