@@ -7,7 +7,7 @@ import random
 from typing import Any
 
 from producer.config import KafkaConfig
-from producer.sinks.kafka import _Connection
+from producer.sinks.kafka import Connection
 from producer.sinks.record_batch import FinishedBatch
 from tests.integration.kafka_rows import framed
 
@@ -31,7 +31,7 @@ class SlowProducer:
 async def test_a_page_that_comes_while_another_waits_does_not_overtake_it() -> None:
     for seed in range(20):
         producer = SlowProducer(seed)
-        connection = _Connection(KafkaConfig(), "t", producer)
+        connection = Connection(KafkaConfig(), "t", producer)
         pages = [[FinishedBatch(framed(0, b"k", b"v"), 1, 0) for _ in range(3)] for _ in range(5)]
         async with asyncio.TaskGroup() as group:
             for batches in pages:
