@@ -123,6 +123,11 @@ class PostgresCheckpointsConfig(Model):
 class RedisCheckpointsConfig(Model):
     type: Literal["redis"]
     url: SecretStr
+    prefix: str = Field(default="etl:", description="of all keys; applications on one Redis need one each")
+    lock_timeout_s: float = Field(
+        default=30.0, ge=0.2, description="another worker takes over when the holder was silent for so long"
+    )
+    standby: bool = Field(default=False, description="true: wait for a stream that another worker runs")
 
 
 CheckpointsConfig = Annotated[

@@ -8,7 +8,8 @@
     │  ├─ RateLimitedError       FLOOD_WAIT, HTTP 429, the shared token bucket
     │  ├─ SourceUnavailableError
     │  ├─ SinkUnavailableError
-    │  └─ StoreUnavailableError
+    │  ├─ StoreUnavailableError
+    │  └─ StandbyError            another worker is at it: asked again for as long as it takes
     └─ PermanentError            the stream stops, the others go on; the checkpoint stays: exit code 1
        ├─ AuthenticationError
        ├─ SchemaIncompatibleError
@@ -62,6 +63,10 @@ class SinkUnavailableError(TransientError):
 
 class StoreUnavailableError(TransientError):
     """The checkpoint store cannot be reached, or did not answer in time."""
+
+
+class StandbyError(TransientError):
+    """Another worker runs the stream, and this one stands by to take it over: no failure, however long it lasts."""
 
 
 class PermanentError(ProducerError):

@@ -126,8 +126,8 @@ class CheckpointStore(Protocol):
         ...
 
     async def claim(self, stream: str, above: int = 0) -> int:
-        """Becomes the only runner of `stream`: the new epoch, over `above`. CheckpointConflictError while another one is alive
-        (where the store can know), else the older runner's next commit fails with CheckpointConflictError."""
+        """Becomes the only runner of `stream`: the new epoch, over `above`. CheckpointConflictError while another
+        one is alive (where the store can know), else the older runner's next commit fails with it."""
         ...
 
     async def begin(self, state: StreamState) -> None:

@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator, Callable
 
 from tenacity import AsyncRetrying, AttemptManager, RetryCallState, retry_if_exception_type, wait_random_exponential
 
-from producer.errors import TransientError
+from producer.errors import StandbyError, TransientError
 
 MAX_BACKOFF_S = 30.0
 
@@ -35,7 +35,8 @@ async def attempts(
     """Attempts of a piece of work that is repeated after every TransientError.
 
     `progressed` gives the `clock` time of the last progress: the backoff starts anew after it, and the last error
-    is raised when there was none for `give_up_after_s` seconds. ``with attempt:`` around the work, as in tenacity.
+    is raised when there was none for `give_up_after_s` seconds (standing by has no end). ``with attempt:`` around
+    the work, as in tenacity.
     """
     start = clock()
 
@@ -56,10 +57,16 @@ async def attempts(
         if isinstance(error, TransientError):
             before_sleep(error, state.next_action.sleep if state.next_action else 0.0)
 
+    def give_up(state: RetryCallState) -> bool:
+        nonlocal start
+        if state.outcome and isinstance(state.outcome.exception(), StandbyError):
+            start = clock()
+        return since_progress_s() > give_up_after_s
+
     async for attempt in AsyncRetrying(
         retry=retry_if_exception_type(TransientError),
         wait=wait,
-        stop=lambda _: since_progress_s() > give_up_after_s,
+        stop=give_up,
         before_sleep=announce,
         sleep=sleep,  # type: ignore[arg-type]  # tenacity's type leaves plain awaitable functions out
         reraise=True,

@@ -13,7 +13,7 @@ from typing import Any
 import structlog
 
 from producer.config import Config
-from producer.errors import ConfigError, PermanentError, ProducerError
+from producer.errors import ConfigError, PermanentError, ProducerError, StandbyError
 from producer.inflight import ByteBudget
 from producer.metrics import Metrics
 from producer.model import Json, position_to_json
@@ -145,7 +145,7 @@ class Service:
             if isinstance(error, ConfigError):
                 raise error
         found = [error for error in errors if error is not None]
-        if found and len(found) == len(streams):
+        if found and len(found) == len(streams) and not any(isinstance(error, StandbyError) for error in found):
             raise found[0]
         for stream, error in zip(streams, errors, strict=True):
             if isinstance(error, PermanentError):

@@ -6,5 +6,6 @@ from __future__ import annotations
 STORES: dict[str, tuple[str, str]] = {
     "file": ("producer.checkpoints.file", "FileCheckpointStore"),
     "kafka": ("producer.checkpoints.kafka", "KafkaCheckpointStore"),
+    "redis": ("producer.checkpoints.redis", "RedisCheckpointStore"),
     "postgres": ("producer.checkpoints.postgres", "PostgresCheckpointStore"),
 }

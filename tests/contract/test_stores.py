@@ -39,7 +39,12 @@ def config(request: pytest.FixtureRequest, tmp_path: Path, unique: str) -> Confi
         case "postgres":
             data["checkpoints"] = {"type": "postgres", "url": request.getfixturevalue("postgres_dsn")}
         case "redis":
-            data["checkpoints"] = {"type": "redis", "url": request.getfixturevalue("redis_url")}
+            data["checkpoints"] = {
+                "type": "redis",
+                "url": request.getfixturevalue("redis_url"),
+                "prefix": f"{unique}:",
+                "lock_timeout_s": 0.5,
+            }
         case _:
             raise AssertionError(f"no contract run for the store {kind!r}: add it here")
     return Config.model_validate(data)
