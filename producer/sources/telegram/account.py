@@ -149,6 +149,7 @@ class Account:
         self._listener = listener
         self._on_retry = on_retry
         self._client: Any = None
+        self._starting = asyncio.Lock()
         self._connecting = asyncio.Lock()
         self._generation = 0
 
@@ -158,9 +159,17 @@ class Account:
         return self._client
 
     async def start(self) -> None:
-        """Connects and proves the session. Idempotent."""
-        if self.me is not None:
-            return
+        """Connects and proves the session; leaves no connection behind where that fails. Idempotent."""
+        async with self._starting:
+            if self.me is None:
+                try:
+                    self.me = await self._open()
+                except BaseException:
+                    await self.close()
+                    raise
+
+    async def _open(self) -> Any:
+        """Connects, and returns the account's own user."""
         if self._session.auth_key is None:
             raise AuthenticationError("the Telegram session is empty", hint=LOGIN_HINT)
         self._client = make_client(self._session, *self._api, receive_updates=self._listener is not None)
@@ -180,7 +189,7 @@ class Account:
                 message_users=True, message_chats=True, message_megagroups=True, message_channels=True
             )
             self._takeout_id = (await self.ask(request, "takeout")).id
-        self.me = me
+        return me
 
     async def close(self) -> None:
         """Ends a takeout session and the connection, in bounded time."""

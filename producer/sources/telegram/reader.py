@@ -25,6 +25,7 @@ from producer.sources.telegram.chats import Chat, Chats
 REQUEST = "GetHistoryRequest"
 GATHER_S = 2.0  #: a page is handed over after this long, however short it is
 HOLD_S = 1.0  #: the longest wait for a turn within one fetch: the engine looks for a stop signal in between
+MAX_NEWS = 10_000  #: edits, and deletions, that updates tell of between two fetches
 EMPTY_ANSWERS = 3  #: an answer without anything new, before a newer message that is there, is asked again so often
 
 
@@ -34,22 +35,20 @@ class Watch:
 
     size: int
     edits: dict[int, dt.datetime | None] = field(default_factory=dict)
-    resumed: bool = False  #: nothing is remembered of what was read before; cleared by the first look
+    resumed: bool = False  #: nothing is remembered of what was read before; cleared when the whole window was read
 
     def saw(self, messages: Sequence[Any]) -> None:
         """Remembers messages that were just handed over."""
         if self.size:
-            self.edits.update((m.id, m.edit_date) for m in messages[-self.size :])
+            self.edits.update((m.id, m.edit_date) for m in messages)
             self._trim()
 
     def changes(self, answer: history.Answer, last_id: int, *, whole: bool) -> tuple[list[Any], list[int]]:
-        """Messages up to `last_id` that were edited, and ids that are gone, as the newest messages tell (`whole`: and
-        they are all that there are).
+        """Messages up to `last_id` that were edited, and ids that are gone, as an answer tells that reaches down from
+        there (`whole`: to the chat's beginning).
 
-        On the first look after a restart nothing is remembered, so every edited message counts as just edited.
+        After a restart nothing is remembered, so every edited message of the window counts as just edited.
         """
-        if not self.size:
-            return [], []
         seen = [m for m in answer.messages if m.id <= last_id]
         known = self.edits
         edited = [
@@ -57,14 +56,17 @@ class Watch:
             for m in seen
             if m.edit_date is not None and (known[m.id] != m.edit_date if m.id in known else self.resumed)
         ]
-        lowest = 0 if whole else min(m.id for m in answer.messages)
+        lowest = 0 if whole else min((m.id for m in answer.messages), default=last_id + 1)
         present = answer.ids
         gone = [i for i in known if lowest <= i <= last_id and i not in present]
         for number in gone:
             del known[number]
         self.saw(seen)
-        self.resumed = False
         return edited, gone
+
+    def covers(self, message_id: int) -> bool:
+        """Whether messages below this one are still in the window."""
+        return message_id > 1 and (len(self.edits) < self.size or message_id > min(self.edits))
 
     def _trim(self) -> None:
         for number in sorted(self.edits)[: max(0, len(self.edits) - self.size)]:
@@ -77,6 +79,13 @@ class News:
 
     edited: dict[int, tuple[Any, dict[int, Any]]] = field(default_factory=dict)  # id -> message, entities
     deleted: set[int] = field(default_factory=set)
+
+    def forget_oldest(self) -> None:
+        """Holds the memory bounded while nobody fetches: a paused stream."""
+        for number in list(self.edited)[: max(0, len(self.edited) - MAX_NEWS)]:
+            del self.edited[number]
+        for number in sorted(self.deleted)[: max(0, len(self.deleted) - MAX_NEWS)]:
+            self.deleted.discard(number)
 
 
 #: Downloads what a stream asks for beside the messages: rows, chat, messages and entities of one answer.
@@ -137,6 +146,7 @@ class ChatReader:
         self._watch = Watch(edit_window if upper is None else 0)
         self._looking = False
         self._fresh = True
+        self._compared_down_to = 0  # within a window of more than one answer
         self.news: dict[int, News] = {}  #: by chat; the source adds to it where updates are wanted
         self.top = 0  #: the newest id known of the chat that is being read
         self.count = 0  #: how many messages that chat has
@@ -206,14 +216,12 @@ class ChatReader:
 
     async def _look(self, cursor: _Cursor) -> None:
         """Reads the newest messages: they tell whether this is the end, and what was edited or deleted lately."""
-        raw = await self._call(cursor, history.newest(cursor.chat, max(1, min(100, self._watch.size))))
-        answer = history.read(raw)
+        limit = max(1, min(history.MESSAGES_PER_REQUEST, self._watch.size))
+        answer = history.read(await self._call(cursor, history.newest(cursor.chat, limit)))
         self.count, self.top = answer.count, answer.highest
         self._looking = False
         if answer.messages:
-            edited, gone = self._watch.changes(answer, cursor.last, whole=answer.count == len(answer.messages))
-            await self._add(cursor, edited, answer.entities)
-            cursor.gone += gone
+            await self._compare(cursor, answer, cursor.last)
         if answer.highest > cursor.last:
             cursor.empty_answers += 1
             if cursor.empty_answers > EMPTY_ANSWERS:
@@ -221,11 +229,36 @@ class ChatReader:
                 raise SourceUnavailableError(f"{message}, though there is {answer.highest}")
             return
         successor = self._successor(cursor.chat) if self._upper is None else None
-        if successor is None:
-            cursor.end = self._looking = True
-        else:
+        if successor is not None:
             cursor.chat, cursor.last, self.top = successor, 0, 0
-            self._watch = Watch(self._watch.size)
+            self._watch, self._compared_down_to = Watch(self._watch.size), 0
+            return
+        cursor.end = self._looking = True
+        if self._watch.size > history.MESSAGES_PER_REQUEST:
+            await self._look_back(cursor, answer)
+
+    async def _look_back(self, cursor: _Cursor, newest: history.Answer) -> None:
+        """Reads one answer further down in a large window: with each poll the next one, then from the top again."""
+        before = self._compared_down_to or min((m.id for m in newest.messages), default=0)
+        if before <= 1 or await self._account.limiter.acquire(REQUEST, at_most_s=HOLD_S) > 0:
+            return
+        request = history.newest(cursor.chat, history.MESSAGES_PER_REQUEST, before_id=before)
+        answer = history.read(await self._call(cursor, request))
+        await self._compare(cursor, answer, before - 1)
+        lowest = min((m.id for m in answer.messages), default=0)
+        self._compared_down_to = lowest if self._watch.covers(lowest) else 0
+        if not self._compared_down_to:
+            self._watch.resumed = False
+
+    async def _compare(self, cursor: _Cursor, answer: history.Answer, last_id: int) -> None:
+        """Sends anew what an answer shows to be edited, and notes what is gone."""
+        if not self._watch.size:
+            return
+        edited, gone = self._watch.changes(answer, last_id, whole=answer.count == len(answer.messages))
+        await self._add(cursor, edited, answer.entities)
+        cursor.gone += gone
+        if self._watch.size <= history.MESSAGES_PER_REQUEST:
+            self._watch.resumed = False
 
     async def _add(self, cursor: _Cursor, messages: Sequence[Any], entities: dict[int, Any]) -> None:
         start, end = self._bounds

@@ -13,7 +13,7 @@ from telethon import types
 
 from producer.config import StreamConfig
 from producer.errors import ConfigError
-from producer.model import Checkpoint, Dataset, KeyPosition, Split
+from producer.model import Checkpoint, Dataset, KeyPosition, Position, Split
 from producer.ratelimit import RateLimiter, TokenBucket
 from producer.sources.telegram import history, record
 from producer.sources.telegram.account import Account
@@ -165,6 +165,10 @@ class TelegramSource:
             self.account, self.chats, split, chats, schema, bounds=bounds, edit_window=window, enrich=enrich
         )
 
+    async def divide(self, stream: StreamConfig, dataset: Dataset, checkpoint: Checkpoint) -> Position | None:
+        """Never: the account's requests take turns, so that a further reader would only wait with the others."""
+        return None
+
     async def remaining(self, stream: StreamConfig, dataset: Dataset, checkpoint: Checkpoint) -> int | None:
         """About how many messages are to come: the ids that are left, times how many of the chat's ids are taken."""
         if checkpoint.done:
@@ -209,6 +213,7 @@ class TelegramSource:
                 news = reader.news.setdefault(chat_id, News())
                 news.edited.update(edited or {})
                 news.deleted.update(deleted)
+                news.forget_oldest()
                 self._on_news(stream)
 
 
