@@ -62,17 +62,17 @@ class _Compiler:
         if item == "*":
             return "*"
         if isinstance(item, str):
-            return _quoted(item)
-        alias = f" AS {_quoted(item['as'])}" if isinstance(item, dict) and "as" in item else ""
+            return self._quoted(item)
+        alias = f" AS {self._quoted(item['as'])}" if isinstance(item, dict) and "as" in item else ""
         return self._expression({k: v for k, v in item.items() if k != "as"}) + alias
 
     def _from(self, source: Json) -> str:
         if isinstance(source, str):
-            return _quoted(source)
+            return self._quoted(source)
         parts = []
         for entry in source:
             name = entry.get("table") or entry.get("join")
-            part = f"{_quoted(name)} AS {_quoted(entry['as'])}"
+            part = f"{self._quoted(name)} AS {self._quoted(entry['as'])}"
             if "join" in entry:
                 kind = str(entry.get("join_type", "inner")).upper()
                 if kind not in ("INNER", "LEFT", "RIGHT", "FULL"):
@@ -90,10 +90,10 @@ class _Compiler:
     def _column(self, name: Json) -> str:
         if isinstance(name, dict) and len(name) == 1:
             ((alias, column),) = name.items()
-            return f"{_quoted(alias)}.{_quoted(column)}"
+            return f"{self._quoted(alias)}.{self._quoted(column)}"
         if not isinstance(name, str):
             raise JsonSqlError(f"not a column: {name!r}")
-        return _quoted(name)
+        return self._quoted(name)
 
     def _expression(self, node: Json) -> str:
         if not isinstance(node, dict):
@@ -148,8 +148,9 @@ class _Compiler:
         self.values.append(value)
         return "?"
 
-
-def _quoted(name: Json) -> str:
-    if not isinstance(name, str) or not name or "\x00" in name:
-        raise JsonSqlError(f"not a name: {name!r}")
-    return '"' + name.replace('"', '""') + '"'
+    def _quoted(self, name: Json) -> str:
+        if not isinstance(name, str) or not name or "\x00" in name:
+            raise JsonSqlError(f"not a name: {name!r}")
+        # Not " for SQLite: what is no column would then be taken for a text.
+        mark = '"' if self.postgres else "`"
+        return mark + name.replace(mark, mark * 2) + mark
