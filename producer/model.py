@@ -45,15 +45,34 @@ Position = OffsetPosition | KeyPosition
 
 
 @dataclass(frozen=True, slots=True)
+class Between:
+    """A condition on one column: ``first`` <= column <= ``last``; ``None`` means open on that side."""
+
+    column: str
+    first: KeyScalar | None
+    last: KeyScalar | None
+
+
+#: How the id of a split begins that reads a range of rows once more, beside those that the plan made.
+REPLAY = "replay-"
+
+
+@dataclass(frozen=True, slots=True)
 class Split:
     """A piece of a stream's key space: ``lower`` exclusive, ``upper`` inclusive; ``None`` means open on that side.
 
     An OFFSET stream has one split with both sides open (or ``upper=OffsetPosition(n)`` for a counted snapshot).
+    Of a replay only the rows ``between`` are read.
     """
 
     id: str
     lower: Position | None = None
     upper: Position | None = None
+    between: Between | None = None
+
+    @property
+    def is_replay(self) -> bool:
+        return self.id.startswith(REPLAY)
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,7 +95,8 @@ class StreamState:
     """All that a checkpoint store keeps of one stream.
 
     ``fingerprint`` is that of the query and traversal that made the positions; ``epoch`` rises with every runner
-    that claims the stream, and a runner with an older epoch may not commit any more.
+    that claims the stream, and a runner with an older epoch may not commit any more. ``paused``: an operator has
+    stopped it, and it stays so over restarts.
     """
 
     stream: str
@@ -84,6 +104,7 @@ class StreamState:
     epoch: int
     checkpoints: tuple[Checkpoint, ...]
     updated_at: str = ""  # ISO 8601, UTC
+    paused: bool = False
 
     def with_changes(self, changed: Sequence[Checkpoint], updated_at: str) -> StreamState:
         """This state with the given splits' checkpoints put in (new splits are appended)."""
@@ -221,6 +242,9 @@ def checkpoint_to_json(checkpoint: Checkpoint) -> Json:
         "rows": checkpoint.rows,
         "done": checkpoint.done,
     }
+    if (between := checkpoint.split.between) is not None:
+        ends = (None if end is None else scalar_to_json(end) for end in (between.first, between.last))
+        out["between"] = [between.column, *ends]
     if checkpoint.detail is not None:
         out["detail"] = dict(checkpoint.detail)
     return out
@@ -231,12 +255,25 @@ def checkpoint_from_json(value: Json) -> Checkpoint:
     if not isinstance(value, dict) or not isinstance(value["rows"], int) or not isinstance(value["done"], bool):
         raise ValueError("not a checkpoint")
     return Checkpoint(
-        split=Split(str(value["split"]), position_from_json(value["lower"]), position_from_json(value["upper"])),
+        split=Split(
+            str(value["split"]),
+            position_from_json(value["lower"]),
+            position_from_json(value["upper"]),
+            _between_from_json(value.get("between")),
+        ),
         position=position_from_json(value["position"]),
         rows=value["rows"],
         done=value["done"],
         detail=value.get("detail"),
     )
+
+
+def _between_from_json(value: Json) -> Between | None:
+    if value is None:
+        return None
+    column, *ends = value
+    first, last = (None if end is None else scalar_from_json(end) for end in ends)
+    return Between(str(column), first, last)
 
 
 def state_to_json(state: StreamState) -> Json:
@@ -247,6 +284,7 @@ def state_to_json(state: StreamState) -> Json:
         "fingerprint": state.fingerprint,
         "epoch": state.epoch,
         "updated_at": state.updated_at,
+        "paused": state.paused,
         "splits": [checkpoint_to_json(c) for c in state.checkpoints],
     }
 
@@ -261,4 +299,5 @@ def state_from_json(value: Json) -> StreamState:
         epoch=int(value["epoch"]),
         checkpoints=tuple(checkpoint_from_json(c) for c in value["splits"]),
         updated_at=str(value["updated_at"]),
+        paused=value.get("paused") is True,
     )

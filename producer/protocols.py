@@ -139,6 +139,10 @@ class CheckpointStore(Protocol):
         longer the newest."""
         ...
 
+    async def set_paused(self, stream: str, epoch: int, paused: bool) -> None:
+        """Durably changes ``StreamState.paused``. Needs the claim and a state that has begun."""
+        ...
+
     async def reset(self, stream: str) -> bool:
         """Forgets the stream; False if there was nothing. CheckpointConflictError while a runner holds it."""
         ...

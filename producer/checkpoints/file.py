@@ -16,6 +16,7 @@ import os
 import urllib.parse
 import zlib
 from collections.abc import Coroutine, Sequence
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -63,7 +64,11 @@ class FileCheckpointStore:
 
     async def commit(self, stream: str, epoch: int, changed: Sequence[Checkpoint]) -> None:
         async with self._writing:
-            await _finish(asyncio.to_thread(self._commit, stream, epoch, changed))
+            await _finish(asyncio.to_thread(self._change, stream, epoch, changed))
+
+    async def set_paused(self, stream: str, epoch: int, paused: bool) -> None:
+        async with self._writing:
+            await _finish(asyncio.to_thread(self._change, stream, epoch, (), paused))
 
     async def reset(self, stream: str) -> bool:
         return await asyncio.to_thread(self._reset, stream)
@@ -120,7 +125,7 @@ class FileCheckpointStore:
         epoch = max(state.epoch if state else 0, above) + 1
         if state is not None:
             # The new epoch must be on disk before this runner sends anything: an older one is then fenced.
-            self._save(StreamState(stream, state.fingerprint, epoch, state.checkpoints, state.updated_at))
+            self._save(replace(state, epoch=epoch))
         return epoch
 
     def _lock(self, stream: str) -> int:
@@ -148,12 +153,14 @@ class FileCheckpointStore:
         self._check_epoch(state.stream, state.epoch)
         self._save(state)
 
-    def _commit(self, stream: str, epoch: int, changed: Sequence[Checkpoint]) -> None:
+    def _change(self, stream: str, epoch: int, changed: Sequence[Checkpoint], paused: bool | None = None) -> None:
         state = self._check_epoch(stream, epoch)
         if state is None:
             raise CheckpointConflictError(
                 f"the checkpoint of stream {stream!r} went away while it was running", hint="start the run again"
             )
+        if paused is not None:
+            state = replace(state, paused=paused)
         self._save(state.with_changes(changed, _now()))
 
     def _check_epoch(self, stream: str, epoch: int) -> StreamState | None:

@@ -19,7 +19,7 @@ from typing import Any, TypeVar
 from aiokafka import AIOKafkaProducer
 from aiokafka import errors as ke
 
-from producer.checkpoints.state_topic import StateTopic, StreamRecords, record_key
+from producer.checkpoints.state_topic import StateTopic, StreamRecords, pause_key, record_key
 from producer.config import Config
 from producer.errors import (
     CheckpointConflictError,
@@ -106,7 +106,7 @@ class KafkaCheckpointStore:
             claim = self._claimed(state.stream, state.epoch)
             old = (await self._reader.read()).get(state.stream, StreamRecords())
             claim.places = {c.split.id: place for place, c in enumerate(state.checkpoints)}
-            changes = [_plan(state.stream, state.epoch, state.fingerprint)]
+            changes = [_plan(state.stream, state.epoch, state.fingerprint), _pause(state.stream, state.paused)]
             changes += [(record_key(state.stream, split), None) for split in old.splits if split not in claim.places]
             await self._write(state.stream, claim, changes + _checkpoints(state.stream, claim, state.checkpoints))
 
@@ -118,6 +118,23 @@ class KafkaCheckpointStore:
             for checkpoint in changed:
                 claim.places.setdefault(checkpoint.split.id, len(claim.places))
             await self._write(stream, claim, _checkpoints(stream, claim, changed))
+
+        await self._in_turn(stream, "write", work())
+
+    async def set_paused(self, stream: str, epoch: int, paused: bool) -> None:
+        """A record of its own, outside of transactions: the stream's transactional id may be lent just now, and who
+        pauses a stream may be told twice."""
+
+        async def work() -> None:
+            self._claimed(stream, epoch)
+            producer = AIOKafkaProducer(**client_options(self._config), acks="all", enable_idempotence=True)
+            await connect(producer, producer.stop, self._config)
+            try:
+                async with asyncio.timeout(self._config.request_timeout_s):
+                    key, value = _pause(stream, paused)
+                    await producer.send_and_wait(self.topic, _json(value), key, partition=0)
+            finally:
+                await abandon(producer)
 
         await self._in_turn(stream, "write", work())
 
@@ -156,9 +173,8 @@ class KafkaCheckpointStore:
                 if not records.splits and _fingerprint(records) is None:
                     return False
                 plan = _plan(stream, _epoch(records), None)
-                await self._write(
-                    stream, claim, [plan, *((record_key(stream, split), None) for split in records.splits)]
-                )
+                splits = ((record_key(stream, split), None) for split in records.splits)
+                await self._write(stream, claim, [plan, _pause(stream, False), *splits])
                 return True
             finally:
                 if held is None and claim.producer is not None:
@@ -258,6 +274,7 @@ class KafkaCheckpointStore:
                 int(plan["epoch"]),
                 tuple(checkpoint_from_json(value) for value in splits),
                 max((str(value["updated_at"]) for value in splits), default=str(plan["updated_at"])),
+                paused=records.paused is not None,
             )
         except (ValueError, KeyError, TypeError) as error:
             raise CheckpointCorruptError(
@@ -290,6 +307,10 @@ def _plan(stream: str, epoch: int, fingerprint: str | None) -> tuple[bytes, Json
     if fingerprint is not None:
         plan["fingerprint"] = fingerprint
     return record_key(stream), plan
+
+
+def _pause(stream: str, paused: bool) -> tuple[bytes, Json]:
+    return pause_key(stream), {"version": 1, "updated_at": _now()} if paused else None
 
 
 def _checkpoints(stream: str, claim: _Claim, checkpoints: Sequence[Checkpoint]) -> list[tuple[bytes, Json]]:

@@ -48,6 +48,7 @@ CREATE TABLE IF NOT EXISTS etl_streams (
     stream TEXT NOT NULL,
     epoch BIGINT NOT NULL,
     fingerprint TEXT,
+    paused BOOLEAN NOT NULL DEFAULT FALSE,
     group_id BIGINT UNIQUE,
     updated_at TIMESTAMPTZ NOT NULL DEFAULT NOW(),
     PRIMARY KEY (app, stream)
@@ -149,11 +150,12 @@ class PostgresCheckpointStore:
             await self._lock(connection, stream, state.epoch)
             await connection.execute("DELETE FROM etl_splits WHERE app = $1 AND stream = $2", self._app, stream)
             group_id = await connection.fetchval(
-                "UPDATE etl_streams SET fingerprint = $3, updated_at = clock_timestamp() "
+                "UPDATE etl_streams SET fingerprint = $3, paused = $4, updated_at = clock_timestamp() "
                 "WHERE app = $1 AND stream = $2 RETURNING group_id",
                 self._app,
                 stream,
                 state.fingerprint,
+                state.paused,
             )
             if group_id is None:
                 await self._make_guide_row(connection, stream)
@@ -179,6 +181,13 @@ class PostgresCheckpointStore:
             await self._write(connection, stream, [(places[c.split.id], c) for c in changed], list(splits.values()))
         claim.splits = splits
 
+    async def set_paused(self, stream: str, epoch: int, paused: bool) -> None:
+        async with self._transaction("write", stream) as connection:
+            await self._lock(connection, stream, epoch)
+            await connection.execute(
+                "UPDATE etl_streams SET paused = $3 WHERE app = $1 AND stream = $2", self._app, stream, paused
+            )
+
     async def reset(self, stream: str) -> bool:
         async with self._transaction("reset", stream) as connection:
             row = await connection.fetchrow(
@@ -192,7 +201,7 @@ class PostgresCheckpointStore:
             await connection.execute("DELETE FROM etl_checkpoints WHERE group_id = $1", row["group_id"])
             # The row stays: a runner that is still alive is fenced by the higher epoch, now and after a new plan.
             await connection.execute(
-                "UPDATE etl_streams SET epoch = epoch + 1, fingerprint = NULL, group_id = NULL "
+                "UPDATE etl_streams SET epoch = epoch + 1, fingerprint = NULL, paused = FALSE, group_id = NULL "
                 "WHERE app = $1 AND stream = $2",
                 self._app,
                 stream,
@@ -204,7 +213,9 @@ class PostgresCheckpointStore:
 
     async def _load(self, connection: asyncpg.Connection, stream: str) -> StreamState | None:
         row = await connection.fetchrow(
-            "SELECT fingerprint, epoch, updated_at FROM etl_streams WHERE app = $1 AND stream = $2", self._app, stream
+            "SELECT fingerprint, epoch, updated_at, paused FROM etl_streams WHERE app = $1 AND stream = $2",
+            self._app,
+            stream,
         )
         if row is None or row["fingerprint"] is None:
             return None
@@ -219,7 +230,7 @@ class PostgresCheckpointStore:
                 hint=f"start the stream over with: producer checkpoint reset CONFIG {stream}",
             ) from None
         updated_at = row["updated_at"].isoformat(timespec="milliseconds")
-        return StreamState(stream, row["fingerprint"], row["epoch"], checkpoints, updated_at)
+        return StreamState(stream, row["fingerprint"], row["epoch"], checkpoints, updated_at, row["paused"])
 
     async def _lock(self, connection: asyncpg.Connection, stream: str, epoch: int) -> str | None:
         """Holds the stream's row to the end of the transaction, and returns the fingerprint that stands there."""

@@ -171,7 +171,12 @@ class RedisCheckpointStore:
         async with self._turn:
             claim = self._claimed(state.stream, state.epoch)
             splits = {c.split.id: c for c in state.checkpoints}
-            fields = {"app": self._app, "fingerprint": state.fingerprint, "epoch": str(state.epoch)}
+            fields = {
+                "app": self._app,
+                "fingerprint": state.fingerprint,
+                "epoch": str(state.epoch),
+                "paused": _flag(state.paused),
+            }
             await self._write(state.stream, claim, fields, splits, state.checkpoints, begins=True)
             claim.splits = splits
 
@@ -181,6 +186,11 @@ class RedisCheckpointStore:
             splits = claim.splits | {c.split.id: c for c in changed}
             await self._write(stream, claim, {}, splits, changed, begins=False)
             claim.splits = splits
+
+    async def set_paused(self, stream: str, epoch: int, paused: bool) -> None:
+        async with self._turn:
+            claim = self._claimed(stream, epoch)
+            await self._write(stream, claim, {"paused": _flag(paused)}, claim.splits, (), begins=False)
 
     async def reset(self, stream: str) -> bool:
         answer, _ = await self._run(_RESET, "reset", stream)
@@ -310,12 +320,17 @@ class RedisCheckpointStore:
                 int(found["epoch"]),
                 tuple(checkpoint_from_json(value) for value in splits),
                 _iso(float(found["timestamp"])),
+                paused=found.get("paused") == _flag(True),
             )
         except (ValueError, KeyError, TypeError) as error:
             raise CheckpointCorruptError(
                 f"the checkpoint of stream {stream!r} in {self._key('checkpoint', stream)} cannot be read: {error!r}",
                 hint=f"start the stream over with: producer checkpoint reset CONFIG {stream}",
             ) from None
+
+
+def _flag(value: bool) -> str:
+    return "1" if value else "0"
 
 
 def _iso(timestamp: float) -> str:

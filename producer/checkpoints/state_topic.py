@@ -29,7 +29,13 @@ class StreamRecords:
     """The newest values of one stream's keys, not parsed yet."""
 
     plan: bytes | None = None
+    paused: bytes | None = None
     splits: dict[str, bytes] = field(default_factory=dict)
+
+
+def pause_key(stream: str) -> bytes:
+    """The key of the record that says that a stream is paused."""
+    return json.dumps({"stream": stream, "paused": True}, separators=(",", ":")).encode()
 
 
 def record_key(stream: str, split: str | None = None) -> bytes:
@@ -108,6 +114,8 @@ class StateTopic:
                     splits.pop(split, None)
                 else:
                     splits[split] = value
+            case {"stream": str(stream), "paused": True}:
+                self._streams.setdefault(stream, StreamRecords()).paused = value
             case {"stream": str(stream)}:
                 self._streams.setdefault(stream, StreamRecords()).plan = value
             case _:  # a schema's record, or somebody else's

@@ -14,7 +14,7 @@ import pytest
 from producer.checkpoints import STORES
 from producer.config import Config
 from producer.errors import CheckpointConflictError
-from producer.model import Checkpoint, KeyPosition, OffsetPosition, Split, StreamState
+from producer.model import Between, Checkpoint, KeyPosition, OffsetPosition, Split, StreamState
 from producer.parts import make_store
 from producer.protocols import CheckpointStore
 
@@ -195,6 +195,59 @@ async def test_a_claim_ends_with_close(new_store: Callable[[], Any]) -> None:
     await first.close()
     second = await new_store()
     assert await second.claim(STREAM) > epoch
+
+
+async def test_a_pause_outlives_commits_claims_and_the_process(new_store: Callable[[], Any]) -> None:
+    store = await new_store()
+    epoch = await store.claim(STREAM)
+    await store.begin(state(epoch, split(0)))
+    assert not (await store.load(STREAM)).paused
+    await store.set_paused(STREAM, epoch, True)
+    await store.commit(STREAM, epoch, [split(0, 5, rows=5)])
+    await store.close()
+
+    store = await new_store()
+    assert (await store.load(STREAM)).paused
+    epoch = await store.claim(STREAM)
+    paused = await store.load(STREAM)
+    assert paused.paused
+    assert paused.checkpoints == (split(0, 5, rows=5),)
+    await store.set_paused(STREAM, epoch, False)
+    assert not (await store.load(STREAM)).paused
+
+
+async def test_a_pause_is_forgotten_with_the_stream(new_store: Callable[[], Any]) -> None:
+    store = await new_store()
+    epoch = await store.claim(STREAM)
+    await store.begin(state(epoch, split(0)))
+    await store.set_paused(STREAM, epoch, True)
+    await store.close()
+    store = await new_store()
+    await store.reset(STREAM)
+    await store.begin(state(await store.claim(STREAM), split(0)))
+    assert not (await store.load(STREAM)).paused
+
+
+async def test_only_the_newest_runner_pauses(new_store: Callable[[], Any]) -> None:
+    store = await new_store()
+    epoch = await store.claim(STREAM)
+    await store.begin(state(epoch, split(0)))
+    with pytest.raises(CheckpointConflictError):
+        await store.set_paused(STREAM, epoch - 1, True)
+    assert not (await store.load(STREAM)).paused
+
+
+async def test_a_replay_comes_back_with_its_range(new_store: Callable[[], Any]) -> None:
+    since = dt.datetime(2026, 1, 2, tzinfo=dt.UTC)
+    replays = [
+        Checkpoint(Split("replay-1", None, None, Between("changed", since, None))),
+        Checkpoint(Split("replay-2", None, KeyPosition((9,)), Between("id", 1, 9)), KeyPosition((5,)), rows=5),
+    ]
+    store = await new_store()
+    epoch = await store.claim(STREAM)
+    await store.begin(state(epoch, split(0)))
+    await store.commit(STREAM, epoch, replays)
+    assert (await store.load(STREAM)).checkpoints == (split(0), *replays)
 
 
 async def test_reset_forgets_one_stream_and_no_other(new_store: Callable[[], Any]) -> None:

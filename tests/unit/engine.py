@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import pyarrow as pa
@@ -130,6 +130,9 @@ class MemoryStore:
         self.check(changed)
         if stream in self.states:
             self.states[stream] = self.states[stream].with_changes(changed, "")
+
+    async def set_paused(self, stream: str, epoch: int, paused: bool) -> None:
+        self.states[stream] = replace(self.states[stream], paused=paused)
 
     async def reset(self, stream: str) -> bool:
         return self.states.pop(stream, None) is not None
