@@ -43,7 +43,7 @@ def explain(text: ConfigText, model: type[BaseModel], error: ValidationError, pr
     details = error.errors(include_url=False, include_context=True)
     by_path: dict[KeyPath, list[Any]] = {}
     for detail in details:
-        by_path.setdefault(_path_in(text.data, prefix, detail["loc"]), []).append(detail)
+        by_path.setdefault(_path_in(text.data, prefix, detail), []).append(detail)
     for path in [p for p, found in by_path.items() if found[0]["type"] == "too_short"]:
         if any(other != path and other[: len(path)] == path for other in by_path):
             del by_path[path]  # pydantic counts a list's wrong members as not there
@@ -52,8 +52,9 @@ def explain(text: ConfigText, model: type[BaseModel], error: ValidationError, pr
     return ConfigError(f"{text.at(where)}: {_sentence(text, model, where, prefix, found)}{more}")
 
 
-def _path_in(data: Any, prefix: KeyPath, loc: Sequence[str | int]) -> KeyPath:
+def _path_in(data: Any, prefix: KeyPath, detail: Any) -> KeyPath:
     """The key path of pydantic's `loc`, without the tags that it puts in for the members of a union."""
+    loc: Sequence[str | int] = detail["loc"]
     for part in prefix:
         data = data[part]
     path = prefix
@@ -62,7 +63,7 @@ def _path_in(data: Any, prefix: KeyPath, loc: Sequence[str | int]) -> KeyPath:
         inside = inside or (isinstance(data, list) and isinstance(part, int) and part < len(data))
         if inside:
             data, path = data[part], (*path, part)
-        elif index == len(loc) - 1 and isinstance(data, dict):
+        elif index == len(loc) - 1 and detail["type"] == "missing":
             path = (*path, part)
     return path
 

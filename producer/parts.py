@@ -22,6 +22,7 @@ from producer.stream import OpenWriter
 if TYPE_CHECKING:
     from producer.encoding.registry import RegistryClient
     from producer.sinks.kafka import KafkaSink
+    from producer.transforms import Transform
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,9 +68,13 @@ def make_registry(config: Config) -> RegistryClient | None:
 
 
 def schemas_of(stream: StreamConfig, dataset: Dataset) -> Schemas:
-    """The stream's schemas: the source's fixed ones, the user's .avsc checked against the table, or derived ones."""
+    """The stream's schemas: the source's fixed ones, the user's .avsc checked against the table, or derived ones;
+    with transforms, of the columns as they leave."""
     from producer.encoding.schema import derive_key_schema, derive_value_schema
 
+    transform = transform_of(stream, dataset)
+    if transform is not None:
+        dataset = transform.dataset
     value = dataset.value_schema
     if stream.schema_file is not None:
         from producer.encoding.schema import check_schema
@@ -80,6 +85,15 @@ def schemas_of(stream: StreamConfig, dataset: Dataset) -> Schemas:
         key=dataset.key_schema or derive_key_schema(dataset),
         value=value or derive_value_schema(dataset),
     )
+
+
+def transform_of(stream: StreamConfig, dataset: Dataset) -> Transform | None:
+    """The stream's transforms for what its source describes; None where it has none."""
+    if not stream.transforms:
+        return None
+    from producer.transforms import compile_transforms
+
+    return compile_transforms(stream.transforms, dataset, stream=stream.name)
 
 
 def read_schema_file(stream: StreamConfig) -> Mapping[str, Json]:
@@ -139,7 +153,8 @@ async def open_kafka_writer(
     from producer.encoding.records import RecordEncoder
     from producer.encoding.schema import crc64_fingerprint
 
-    schemas = schemas_of(stream, dataset)
+    schemas, transform = schemas_of(stream, dataset), transform_of(stream, dataset)
+    columns = dataset.schema if transform is None else transform.dataset.schema
     key_prefix = value_prefix = b""
     fingerprint: bytes | None = None
     if registry is not None:
@@ -151,11 +166,12 @@ async def open_kafka_writer(
         for schema in filter(None, (schemas.key, schemas.value)):
             await sink.publish_schema(crc64_fingerprint(schema).hex(), schema)
     await sink.ensure_topic(stream.topic, stream.partitions, stream.replication_factor, stream.topic_config)
-    key = AvroEncoder(schemas.key, dataset.schema, prefix=key_prefix) if schemas.key is not None else None
-    value = AvroEncoder(schemas.value, dataset.schema, prefix=value_prefix)
+    key = AvroEncoder(schemas.key, columns, prefix=key_prefix) if schemas.key is not None else None
+    value = AvroEncoder(schemas.value, columns, prefix=value_prefix)
     return sink.writer(
         stream,
         RecordEncoder(key, value, stream=stream.name),
         fingerprint=fingerprint,
         transactional_id=transactional_id,
+        around=None if transform is None else lambda page, prepare: prepare(transform.page(page)),
     )

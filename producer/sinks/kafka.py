@@ -72,6 +72,10 @@ class PreparedBatches:
     batches: Mapping[int, Sequence[FinishedBatch]]
 
 
+#: What is done with a page around the writer's own way to prepare one.
+Around = Callable[[Page, Callable[[Page], PreparedBatches]], PreparedBatches]
+
+
 class KafkaSink:
     """The broker that all streams write to. `run_id` goes into each record's headers."""
 
@@ -116,11 +120,13 @@ class KafkaSink:
         *,
         fingerprint: bytes | None = None,
         transactional_id: str | None = None,
+        around: Around | None = None,
     ) -> KafkaWriter:
         """A writer to ``stream.topic``, for which `ensure_topic` has been called.
 
-        `fingerprint` is the value schema's CRC-64-AVRO, given where there is no registry: it goes into a header.
-        With a `transactional_id` it is a `producer.sinks.transactions.TransactionalWriter`.
+        `around` may change each page before it is prepared. `fingerprint` is the value schema's CRC-64-AVRO, given where
+        there is no registry: it goes into a header. With a `transactional_id` it is a
+        `producer.sinks.transactions.TransactionalWriter`.
         """
         headers = [] if fingerprint is None else [("avro.fingerprint", fingerprint)]
         if self._config.headers:
@@ -133,6 +139,7 @@ class KafkaSink:
 
             writer = TransactionalWriter(self._config, stream.name, topic, encoder, headers, transactional=True)
             writer.transactional_id = transactional_id
+        writer.around = around
         self._writers.append(writer)
         return writer
 
@@ -153,6 +160,8 @@ class KafkaSink:
 
 class KafkaWriter:
     """Writes one stream's pages to its topic; see `producer.protocols.PageWriter`."""
+
+    around: Around | None = None
 
     def __init__(
         self,
@@ -179,6 +188,9 @@ class KafkaWriter:
 
     def prepare(self, page: Page) -> PreparedBatches:
         """Encodes, frames and compresses. RecordTooLargeError for a record that the topic cannot take alone."""
+        return self._prepare(page) if self.around is None else self.around(page, self._prepare)
+
+    def _prepare(self, page: Page) -> PreparedBatches:
         headers = list(self._headers)
         if self._config.headers and page.position is not None:
             position = json.dumps(position_to_json(page.position), separators=(",", ":"))

@@ -258,3 +258,40 @@ def test_merge_keys_and_anchors_work(tmp_path: Path) -> None:
     text = yaml.safe_dump(dict(MINIMAL)).replace("streams:\n- ", "streams:\n- &first\n  ")
     config = load(tmp_path, text + "- {<<: *first, name: again, topic: again}\n")
     assert [stream.name for stream in config.streams] == ["events", "again"]
+
+
+def _with_transforms(tmp_path: Path, transforms: str, env: Mapping[str, str]) -> Config:
+    path = tmp_path / "c.yaml"
+    path.write_text(
+        "sources: {shop: {type: sql, url: 'sqlite:///x.db'}}\n"
+        f"streams: [{{source: shop, table: t, transforms: [{transforms}]}}]\n"
+    )
+    return load_config(path, env)
+
+
+def test_a_masks_salt_is_a_secret(tmp_path: Path) -> None:
+    config = _with_transforms(tmp_path, '{mask: [email], salt: "${SALT}"}', {"SALT": PASSWORD})
+    assert PASSWORD not in repr(config)
+
+
+@pytest.mark.parametrize(
+    ("transforms", "message"),
+    [
+        ("{renam: {a: b}}", "transforms[0]: 'renam' is not a transform; valid: rename, drop"),
+        ("{}", "is not a transform; valid: rename"),
+        ("drop", "a transform is a mapping with one of: rename"),
+        ("{drop: [a], mask: [b]}", "drop and mask are two transforms"),
+        ("{drop: []}", "transforms[0].drop is empty"),
+        ("{drop: [a], salt: x}", "transforms[0].salt is not a known key"),
+        ("{mask: [a]}", "transforms[0]: a mask needs one of salt"),
+        ("{mask: [a], salt: '${SALT}'}", "salt is too short"),
+        ("{to_utc: [a], zone: Europe/Pari}", "'Europe/Pari' is not a time zone; did you mean 'Europe/Paris'?"),
+        ("{constant: {a: }}", "transforms[0].constant.a is empty"),
+    ],
+)
+def test_a_wrong_transform_is_told_in_one_line(tmp_path: Path, transforms: str, message: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        _with_transforms(tmp_path, transforms, {"SALT": "h2s"})
+    assert message in str(caught.value)
+    assert "\n" not in str(caught.value)
+    assert "h2s" not in str(caught.value)
