@@ -17,7 +17,7 @@ from producer.errors import ConfigError, ProducerError
 from producer.model import Dataset, Json
 from producer.protocols import CheckpointStore, LendingStore, PageWriter, Source
 from producer.sources import SOURCES
-from producer.stream import OpenWriter
+from producer.unit import OpenWriter
 
 if TYPE_CHECKING:
     from producer.encoding.registry import RegistryClient
@@ -132,10 +132,10 @@ async def open_parts(config: Config, run_id: str) -> Parts:
             raise error.exceptions[0] from None
         raise
 
-    async def open_writer(stream: StreamConfig, dataset: Dataset) -> PageWriter[Any]:
+    async def open_writer(stream: StreamConfig, dataset: Dataset, unit: str) -> PageWriter[Any]:
         transactional_id = None
         if config.delivery == "exactly_once":
-            transactional_id = cast(LendingStore, store).transactional_id(stream.name)
+            transactional_id = cast(LendingStore, store).transactional_id(unit)
         return await open_kafka_writer(stream, dataset, sink, registry, transactional_id)
 
     return Parts(sources, store, open_writer, [sink, *([registry] if registry else [])])

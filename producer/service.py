@@ -18,7 +18,8 @@ from producer.inflight import ByteBudget
 from producer.metrics import Metrics
 from producer.model import Json, position_to_json
 from producer.parts import Parts, open_parts
-from producer.stream import Engine, Stream, StreamStatus
+from producer.stream import Stream, StreamStatus
+from producer.unit import Engine
 
 log = structlog.get_logger("producer")
 

@@ -232,7 +232,7 @@ async def _checkpoints(config: Config, found: Iterable[_Found], broker: bool, re
             return
 
     async def resumes(item: _Found) -> str:
-        from producer.stream import refuse_other_query
+        from producer.unit import refuse_other_query
 
         assert store is not None
         state = await store.load(item.stream.name)

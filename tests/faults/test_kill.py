@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from producer.stream import WINDOW_PAGES
+from producer.unit import WINDOW_PAGES
 from tests.audit import TopicAudit
 from tests.faults.killing import kill_until_done, write_config
 

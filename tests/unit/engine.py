@@ -276,7 +276,7 @@ def service_of(
         }
     )
 
-    async def open_writer(stream: StreamConfig, dataset: Dataset) -> ScriptedWriter:
+    async def open_writer(stream: StreamConfig, dataset: Dataset, unit: str) -> ScriptedWriter:
         return writers[stream.name]
 
     async def parts(config: Config, run_id: str) -> Parts:

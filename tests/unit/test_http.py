@@ -81,7 +81,7 @@ async def test_metrics_are_in_the_text_format() -> None:
 
 async def test_a_stream_shows_its_splits_and_times() -> None:
     service = OneStream()
-    service.status.splits = [SplitProgress(Checkpoint(Split("0"), KeyPosition((7,)), 5))]
+    service.status.split_lists = [[SplitProgress(Checkpoint(Split("0"), KeyPosition((7,)), 5))]]
     service.status.started_at = 0.0
     async with served(service) as session, session.get("/streams/events") as answer:
         told = await answer.json()

@@ -1,0 +1,247 @@
+"""Owns a unit: the splits of one stream that are run under one claim, with one committer or one transaction.
+
+A stream that one process runs whole is one unit of the stream's name. Where work is shared between processes, a
+stream has a unit for each partition of the state topic (see `producer.coordination`).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+from collections.abc import Awaitable, Callable, Sequence
+from concurrent.futures import Executor
+from dataclasses import dataclass, field
+from typing import Any, Protocol, cast
+
+from producer.config import StreamConfig
+from producer.errors import CheckpointConflictError, ProducerError, TransientError
+from producer.inflight import ByteBudget
+from producer.model import Checkpoint, Dataset, StreamState
+from producer.pipeline import Committer, Limits, Save, SplitProgress, StreamIO, wait_for_any
+from producer.protocols import CheckpointStore, LendingStore, PageWriter, Source, TransactionalWriter
+from producer.retry import attempts
+from producer.scheduling import SplitSchedule
+
+WINDOW_PAGES = 8
+TRANSACTION_PAGES = 64
+TRANSACTION_INTERVAL_S = 0.5
+MAX_PAGE_BYTES = 4 * 2**20
+
+#: Makes a unit's writer once the dataset is known: schemas are derived or checked and registered, the topic made.
+OpenWriter = Callable[[StreamConfig, Dataset, str], Awaitable[PageWriter[Any]]]
+
+
+@dataclass(frozen=True, slots=True)
+class Engine:
+    """What all streams of a process share."""
+
+    store: CheckpointStore
+    open_writer: OpenWriter
+    budget: ByteBudget
+    executor: Executor
+    stop: asyncio.Event
+    once: bool
+    give_up_after_s: float
+    exactly_once: bool = False  # the writers are TransactionalWriters, the store can lend its transactional ids
+
+
+class Observer(Protocol):
+    """Who is told what a stream's units do."""
+
+    def fetched(self, seconds: float, rows: int) -> None: ...
+
+    def encoded(self, seconds: float) -> None: ...
+
+    def acknowledged(self, seconds: float, rows: int, size: int) -> None: ...
+
+    def committed(self, changed: Sequence[Checkpoint], seconds: float) -> None: ...
+
+    def retried(self, error: TransientError, wait_s: float) -> None: ...
+
+    def last_progress(self) -> float:
+        """When something was acknowledged last, on the monotonic clock."""
+        ...
+
+    async def throttle(self, rows: int) -> None:
+        """Waits as the stream's `max_rows_per_s` asks."""
+        ...
+
+
+@dataclass(slots=True)
+class Unit:
+    """A claimed part of a stream. `claim` first, `begin` where that found nothing, then `run`.
+
+    `stop` ends it early: what is in flight is drained and committed. `gate` is clear while the stream is paused.
+    """
+
+    name: str
+    config: StreamConfig
+    source: Source
+    dataset: Dataset
+    writer: PageWriter[Any]
+    engine: Engine
+    observer: Observer
+    gate: asyncio.Event
+    stop: asyncio.Event
+    splits: list[SplitProgress] = field(default_factory=list)
+    epoch: int = 0
+
+    @property
+    def follows(self) -> bool:
+        return self.config.mode != "snapshot"
+
+    async def claim(self) -> StreamState | None:
+        """Becomes the unit's only runner; its state, or None where there is none yet."""
+        store, fingerprint = self.engine.store, self.dataset.fingerprint(self.config.traversal)
+        refuse_other_query(await store.load(self.name), self.config.name, fingerprint)
+        self.epoch = await store.claim(self.name)
+        state = await store.load(self.name)  # again: another runner may have moved it before our claim
+        refuse_other_query(state, self.config.name, fingerprint)
+        if state is not None:
+            self._restore(state)
+        return state
+
+    async def begin(self, checkpoints: Sequence[Checkpoint]) -> None:
+        """Writes the unit's first state: a new plan."""
+        fingerprint = self.dataset.fingerprint(self.config.traversal)
+        state = StreamState(self.name, fingerprint, self.epoch, tuple(checkpoints))
+        await self.engine.store.begin(state)
+        self._restore(state)
+
+    def _restore(self, state: StreamState) -> None:
+        self.splits[:] = [SplitProgress(checkpoint) for checkpoint in state.checkpoints]
+
+    @property
+    def done(self) -> bool:
+        return all(progress.checkpoint.done for progress in self.splits)
+
+    async def run(self) -> None:
+        """Runs the splits to their end, or until stopped. Raises the ProducerError that ended it otherwise."""
+        error: ProducerError | None = None
+        try:
+            if self.engine.exactly_once:
+                async for attempt in self._attempts():
+                    with attempt:
+                        await self._run_in_transactions()
+            else:
+                await self._run_splits(self._committer(self._save), retrying=True)
+        except* ProducerError as group:
+            error = first_error(group)
+        if error is not None:
+            raise error
+
+    async def _save(self, changed: Sequence[Checkpoint]) -> None:
+        await self.engine.store.commit(self.name, self.epoch, changed)
+
+    def _committer(self, save: Save, **form: Any) -> Committer:
+        return Committer(
+            save,
+            committed=self.observer.committed,
+            retried=self.observer.retried,
+            **{"give_up_after_s": self.engine.give_up_after_s, **form},
+        )
+
+    async def _run_in_transactions(self) -> None:
+        """One attempt of all splits: their pages and checkpoints are committed together, or none of them.
+
+        A failure anywhere drops the open transaction; the splits then start again from what had been committed,
+        which is read anew, since a commit whose answer was lost may have happened.
+        """
+        store = cast(LendingStore, self.engine.store)  # the configuration has seen to it
+        writer = cast("TransactionalWriter[Any]", self.writer)
+        await store.lend(self.name, self.epoch)
+        await writer.begin()
+        await store.lend(self.name, self.epoch)  # who came in between is fenced now, and neither goes on
+        state = await store.load(self.name)
+        if state is None:
+            raise CheckpointConflictError(f"the checkpoint of {self.name!r} went away while it was running")
+        self._restore(state)
+
+        async def save(changed: Sequence[Checkpoint]) -> None:
+            await writer.commit(store.topic, store.records(self.name, self.epoch, changed))
+
+        committer = self._committer(save, give_up_after_s=0, interval_s=TRANSACTION_INTERVAL_S, whole=True)
+        error: ProducerError | None = None
+        try:
+            await self._run_splits(committer, retrying=False)
+        except* ProducerError as group:
+            error = first_error(group)
+        if error is not None:
+            raise error
+
+    async def _run_splits(self, commits: Committer, *, retrying: bool) -> None:
+        io = self._io(commits)
+        schedule = SplitSchedule(self.config, self.source, self.dataset, io, self.splits, self._attempts, retrying)
+        async with asyncio.TaskGroup() as background:
+            committing = background.create_task(commits.run())
+            async with asyncio.TaskGroup() as group:
+                await schedule.run(group)
+            committing.cancel()
+
+    def _attempts(self) -> Any:
+        return attempts(
+            give_up_after_s=self.engine.give_up_after_s,
+            progressed=self.observer.last_progress,
+            before_sleep=self.observer.retried,
+            sleep=functools.partial(sleep_until_stop, self.stop),
+        )
+
+    def _io(self, commits: Committer) -> StreamIO:
+        loop = asyncio.get_running_loop()
+        engine, config = self.engine, self.config
+        share = engine.budget.limit_bytes // (2 * max(1, min(config.max_parallel, len(self.splits))))
+        return StreamIO(
+            stream=config.name,
+            writer=self.writer,
+            budget=engine.budget,
+            limits=Limits(
+                TRANSACTION_PAGES if engine.exactly_once else WINDOW_PAGES,
+                config.page_size,
+                max(1, min(MAX_PAGE_BYTES, share)),
+            ),
+            commits=commits,
+            gate=self.gate,
+            stop=self.stop,
+            follow=self.follows and not engine.once,
+            poll_interval_s=config.poll_interval_s,
+            observe_fetch=self.observer.fetched,
+            observe_encode=self.observer.encoded,
+            observe_ack=self.observer.acknowledged,
+            run_in_thread=functools.partial(loop.run_in_executor, engine.executor),
+            throttle=self.observer.throttle,
+            wake=asyncio.Event(),
+            row_bytes=self.dataset.row_bytes_estimate,
+        )
+
+
+async def sleep_until_stop(stop: asyncio.Event, seconds: float) -> None:
+    """Sleeps; CancelledError as soon as `stop` is set, so that no new attempt begins."""
+    await wait_for_any(stop, timeout_s=seconds)
+    if stop.is_set():
+        raise asyncio.CancelledError
+
+
+def refuse_other_query(state: StreamState | None, stream: str, fingerprint: str) -> None:
+    """CheckpointConflictError where the checkpoint was made by another query than the configured one."""
+    if state is not None and state.fingerprint != fingerprint:
+        raise CheckpointConflictError(
+            f"the checkpoint of stream {stream!r} was made by another query: its table, columns, where, key, order or "
+            f"traversal has changed since (fingerprint {state.fingerprint}, now {fingerprint})",
+            hint=f"put the configuration back, or read again from the start after: "
+            f"producer checkpoint reset CONFIG {stream}",
+        )
+
+
+def first_error(group: BaseExceptionGroup[ProducerError]) -> ProducerError:
+    """The first error in a tree of groups, the permanent ones before the transient."""
+    errors: list[ProducerError] = []
+
+    def collect(error: BaseException) -> None:
+        if isinstance(error, BaseExceptionGroup):
+            for inner in error.exceptions:
+                collect(inner)
+        elif isinstance(error, ProducerError):
+            errors.append(error)
+
+    collect(group)
+    return min(errors, key=lambda error: isinstance(error, TransientError))
