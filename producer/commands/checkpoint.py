@@ -1,4 +1,4 @@
-"""Owns ``producer checkpoint list|show|reset|set``: looking at checkpoints and moving them by hand."""
+"""Owns ``producer checkpoint list|show|reset|set|copy``: looking at checkpoints and moving them by hand."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from producer.commands import options
+from producer.commands.checkpoint_copy import add_copy
 from producer.errors import CheckpointCorruptError, ConfigError
 
 if TYPE_CHECKING:
@@ -21,7 +22,7 @@ _Action = Callable[[argparse.Namespace, "Config", "CheckpointStore"], Coroutine[
 
 
 def add_parser(subparsers: Any) -> None:
-    parser = subparsers.add_parser("checkpoint", help="list, show, reset or set checkpoints")
+    parser = subparsers.add_parser("checkpoint", help="list, show, reset, set or copy checkpoints")
     actions = parser.add_subparsers(dest="action", metavar="ACTION", required=True)
 
     def action(name: str, function: _Action, text: str, *, stream: bool) -> argparse.ArgumentParser:
@@ -43,6 +44,7 @@ def add_parser(subparsers: Any) -> None:
     where.add_argument("--key", metavar="JSON", help="the last key that counts as read: a JSON value or list")
     where.add_argument("--position", metavar="JSON", help='a position as `show --json` prints it: {"key": [7]}')
     setting.add_argument("--split", metavar="ID", help="which split, where there are several")
+    add_copy(actions)
 
 
 def run(args: argparse.Namespace) -> int:

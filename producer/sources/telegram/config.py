@@ -7,7 +7,7 @@ from typing import Any, Literal, Self
 
 from pydantic import Field, SecretStr, ValidationError, model_validator
 
-from producer.config import Model
+from producer.config import Model, RateLimitConfig
 from producer.errors import ConfigError
 
 
@@ -22,6 +22,7 @@ class TelegramConfig(Model):
     max_delay_s: float = Field(30.0, gt=0, description="the delay doubles up to this after a flood wait")
     burst: int = Field(5, ge=1, description="requests that may follow one another at once after a pause")
     adaptive: bool = Field(True, description="false: always min_delay_s (flood waits are kept all the same)")
+    rate_limit: RateLimitConfig | None = Field(None, description="shared by the workers of several accounts")
     request_timeout_s: float = Field(30.0, gt=0, description="a request without an answer by then is asked anew")
     updates: bool = Field(False, description="be told of new, edited and deleted messages at once, beside polling")
     edit_window: int = Field(100, ge=0, le=10_000, description="how many of the newest messages are watched for edits")

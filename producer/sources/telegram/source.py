@@ -6,7 +6,7 @@ import datetime as dt
 import itertools
 import math
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 from telethon import types
@@ -21,6 +21,9 @@ from producer.sources.telegram.chats import Chat, Chats, marked_id
 from producer.sources.telegram.config import TelegramConfig, chat_filter
 from producer.sources.telegram.media import Downloads
 from producer.sources.telegram.reader import ChatReader, Enrich, News, place_of
+
+if TYPE_CHECKING:
+    from producer.coordination.redis_bucket import RedisTokenBucket
 
 MIN_SPLIT_MESSAGES = 20_000  #: smaller pieces gain nothing: requests wait for one another at the rate limiter
 
@@ -43,6 +46,11 @@ class TelegramSource:
         on_news: Callable[[str], None] = lambda stream: None,
     ) -> None:
         self._config = config
+        self._shared: RedisTokenBucket | None = None
+        if config.rate_limit is not None and bucket is None:
+            from producer.coordination.redis_bucket import RedisTokenBucket
+
+            bucket = self._shared = RedisTokenBucket(config.rate_limit)
         self.limiter = RateLimiter(
             min_delay_s=config.min_delay_s,
             max_delay_s=config.max_delay_s,
@@ -73,6 +81,8 @@ class TelegramSource:
     async def close(self) -> None:
         """Closes the connection."""
         self._readers.clear()
+        if self._shared is not None:
+            await self._shared.close()
         await self.account.close()
 
     async def describe(self, stream: StreamConfig) -> Dataset:
