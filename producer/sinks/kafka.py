@@ -64,12 +64,22 @@ class RecordEncoder(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
+class DeadLetterBatches:
+    """Dead letters as finished record batches for their own `topic`; `reasons` has the error's class of each."""
+
+    topic: str
+    reasons: tuple[str, ...]
+    batches: Mapping[int, Sequence[FinishedBatch]]
+
+
+@dataclass(frozen=True, slots=True)
 class PreparedBatches:
-    """A page as finished record batches, each partition's in order."""
+    """A page as finished record batches, each partition's in order, and the dead letters of rows that are not there."""
 
     rows: int
     bytes: int
     batches: Mapping[int, Sequence[FinishedBatch]]
+    dead_letters: DeadLetterBatches | None = None
 
 
 #: What is done with a page around the writer's own way to prepare one.
@@ -124,8 +134,8 @@ class KafkaSink:
     ) -> KafkaWriter:
         """A writer to ``stream.topic``, for which `ensure_topic` has been called.
 
-        `around` may change each page before it is prepared. `fingerprint` is the value schema's CRC-64-AVRO, given where
-        there is no registry: it goes into a header. With a `transactional_id` it is a
+        `around` may change each page before it is prepared. `fingerprint` is the value schema's CRC-64-AVRO, given
+        where there is no registry: it goes into a header. With a `transactional_id` it is a
         `producer.sinks.transactions.TransactionalWriter`.
         """
         headers = [] if fingerprint is None else [("avro.fingerprint", fingerprint)]
@@ -162,6 +172,7 @@ class KafkaWriter:
     """Writes one stream's pages to its topic; see `producer.protocols.PageWriter`."""
 
     around: Around | None = None
+    dead_lettered: Callable[[str], None] | None = None  # told the reason of each dead letter that was acknowledged
 
     def __init__(
         self,
@@ -185,6 +196,11 @@ class KafkaWriter:
         self._connection: Connection | None = None
         self._connecting = asyncio.Lock()
         self._deliveries: set[asyncio.Task[None]] = set()
+
+    @property
+    def max_batch_bytes(self) -> int:
+        """What the topic takes, and we send, at once."""
+        return self._max_batch_bytes
 
     def prepare(self, page: Page) -> PreparedBatches:
         """Encodes, frames and compresses. RecordTooLargeError for a record that the topic cannot take alone."""
@@ -265,11 +281,18 @@ class KafkaWriter:
             return self._connection
 
     async def _deliver(self, connection: Connection, prepared: PreparedBatches) -> None:
+        letters = prepared.dead_letters
+        sends = [connection.send(self._topic.name, p, batches) for p, batches in prepared.batches.items()]
+        if letters is not None:
+            sends += [connection.send(letters.topic, p, batches) for p, batches in letters.batches.items()]
         try:
             async with connection.deadline():
-                await asyncio.gather(*(connection.send(p, batches) for p, batches in prepared.batches.items()))
+                await asyncio.gather(*sends)
         except Exception as error:  # translated, whatever it is: the caller knows only our errors
             raise connection.fail(error) from None
+        if letters is not None and self.dead_lettered is not None:
+            for reason in letters.reasons:
+                self.dead_lettered(reason)
 
     async def close(self) -> None:
         async with self._connecting:
@@ -288,7 +311,8 @@ class Connection:
         self.producer = producer
         self._config = config
         self._topic = topic
-        self._turns: defaultdict[int, asyncio.Lock] = defaultdict(asyncio.Lock)  # a fair one for each partition
+        # A fair one for each topic and partition.
+        self._turns: defaultdict[tuple[str, int], asyncio.Lock] = defaultdict(asyncio.Lock)
         self._deadlines: set[asyncio.Timeout] = set()
         self._error: ProducerError | None = None
         self._closing: asyncio.Task[None] | None = None
@@ -319,18 +343,18 @@ class Connection:
             finally:
                 self._deadlines.discard(scope)
 
-    async def send(self, partition: int, batches: Sequence[FinishedBatch]) -> None:
+    async def send(self, topic: str, partition: int, batches: Sequence[FinishedBatch]) -> None:
         """Queues the batches in order, side by side with other partitions', and waits for their acknowledgement."""
         acknowledged = []
-        async with self._turns[partition]:
+        async with self._turns[topic, partition]:
             for batch in batches:
-                acknowledged.append(await self._enqueue(partition, batch))
+                acknowledged.append(await self._enqueue(topic, partition, batch))
         await asyncio.gather(*acknowledged)
 
-    async def _enqueue(self, partition: int, batch: FinishedBatch) -> asyncio.Future[Any]:
+    async def _enqueue(self, topic: str, partition: int, batch: FinishedBatch) -> asyncio.Future[Any]:
         while True:
             try:
-                future: asyncio.Future[Any] = await self.producer.send_batch(batch, self._topic, partition=partition)
+                future: asyncio.Future[Any] = await self.producer.send_batch(batch, topic, partition=partition)
             except KafkaTimeoutError:
                 continue  # aiokafka gives the queue request_timeout_s to move; the page's deadline decides
             return future

@@ -35,7 +35,7 @@ async def test_a_page_that_comes_while_another_waits_does_not_overtake_it() -> N
         pages = [[FinishedBatch(framed(0, b"k", b"v"), 1, 0) for _ in range(3)] for _ in range(5)]
         async with asyncio.TaskGroup() as group:
             for batches in pages:
-                group.create_task(connection.send(0, batches))
+                group.create_task(connection.send("t", 0, batches))
                 await asyncio.sleep(0)
 
         assert producer.taken == [batch for batches in pages for batch in batches]
