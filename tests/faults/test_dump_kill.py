@@ -134,21 +134,21 @@ def test_thirty_kills_leave_the_files_of_an_uninterrupted_dump(
 
 
 def random_moment(config: DumpConfig, moments: random.Random, *, anywhere: bool) -> Callable[[], object]:
-    """Waits for some moment of the run: from its start on, or shortly after it has saved its state."""
-    before = _written_at(config.state_path)
+    """Waits for some moment of the run: soon after its start, or about when one of its next chunks is written."""
+    target = _dumped_rows(config) + CHUNK_ROWS * moments.randint(1, 5)
 
     def wait() -> None:
         deadline = time.monotonic() + 10
-        while not anywhere and _written_at(config.state_path) == before and time.monotonic() < deadline:
-            time.sleep(0.001)
-        time.sleep(moments.uniform(0, 0.08 if anywhere else 0.04))
+        while not anywhere and _dumped_rows(config) < min(target, 1000) and time.monotonic() < deadline:
+            time.sleep(0.0005)
+        time.sleep(moments.uniform(0, 0.1 if anywhere else 0.01))
 
     return wait
 
 
-def _written_at(path: Path) -> int:
+def _dumped_rows(config: DumpConfig) -> int:
     try:
-        return path.stat().st_mtime_ns
+        return int(json.loads(config.state_path.read_text())["dumped_rows"])
     except FileNotFoundError:
         return 0
 
