@@ -1,0 +1,53 @@
+{{/* The configuration as the pods get it; and what is refused, with the way out. */}}
+{{- define "producer.coordination" -}}
+{{- $coordination := .Values.config.coordination | default "" -}}
+{{- if kindIs "map" $coordination -}}{{ $coordination.type }}{{- else -}}{{ $coordination }}{{- end -}}
+{{- end -}}
+
+{{- define "producer.port" -}}
+{{- (.Values.config.http | default dict).port | default 9464 | int -}}
+{{- end -}}
+
+{{- define "producer.config" -}}
+{{- $http := dict "host" "0.0.0.0" "port" (include "producer.port" . | int) -}}
+{{- $http = mergeOverwrite $http (.Values.config.http | default dict) -}}
+{{- mergeOverwrite (deepCopy .Values.config) (dict "http" $http) | toYaml -}}
+{{- end -}}
+
+{{- define "producer.validate" -}}
+{{- $config := .Values.config -}}
+{{- if not (and $config.streams $config.sources) -}}
+{{- fail "config needs sources and streams: see the chart's README" -}}
+{{- end -}}
+{{- $text := toYaml $config -}}
+{{- with regexFind `(?m)^[ -]*([a-z_]*password|api_hash|session|token|salt): ["']?[^"'$\s][^$\n]*$` $text -}}
+{{- fail (printf "config has a secret in the open at %q: put it into a Secret, list that in secretFiles or secretEnv, and write ${file:/run/secrets/SECRET/KEY} or ${NAME} instead" (regexFind `[a-z_]+` .)) -}}
+{{- end -}}
+{{- if regexMatch `://[^/\s:@]*:[^$/\s@][^/\s@$]*@` $text -}}
+{{- fail "config has a URL with its password in the open: put the password into a Secret, list that in secretFiles or secretEnv, and write ${file:/run/secrets/SECRET/KEY} or ${NAME} instead" -}}
+{{- end -}}
+{{- $checkpoints := $config.checkpoints | default dict -}}
+{{- if eq ($checkpoints.type | default "file") "file" -}}
+{{- if not .Values.persistence.enabled -}}
+{{- fail "config.checkpoints of type file is lost with the pod: use type kafka, postgres or redis, or set persistence.enabled" -}}
+{{- end -}}
+{{- if not (hasPrefix "/var/lib/producer" ($checkpoints.path | default "")) -}}
+{{- fail "config.checkpoints.path is not on the volume: set it to /var/lib/producer/state" -}}
+{{- end -}}
+{{- end -}}
+{{- $shared := eq (include "producer.coordination" .) "kafka" -}}
+{{- $many := or (gt (int .Values.replicas) 1) (ne .Values.autoscaling.type "none") -}}
+{{- if and $many (not $shared) -}}
+{{- fail "more than one pod needs config.coordination: kafka, or each would read everything" -}}
+{{- end -}}
+{{- if and $many (ne .Values.workload "deployment") -}}
+{{- fail "replicas and autoscaling are for workload deployment" -}}
+{{- end -}}
+{{- if and $many .Values.persistence.enabled -}}
+{{- fail "pods cannot share a volume of checkpoints: use checkpoints of type kafka, postgres or redis" -}}
+{{- end -}}
+{{- $drain := add (ceil (float64 ($config.shutdown_timeout_s | default 25)) | int) (int .Values.preStopSeconds) 10 -}}
+{{- if lt (int .Values.terminationGracePeriodSeconds) (int $drain) -}}
+{{- fail (printf "terminationGracePeriodSeconds is %d: set at least %d, that is config.shutdown_timeout_s, preStopSeconds and 10 to close" (int .Values.terminationGracePeriodSeconds) (int $drain)) -}}
+{{- end -}}
+{{- end -}}
