@@ -125,7 +125,11 @@ def run(
             raise WrongResult(f"{' '.join(command)[:200]}: exit code {process.returncode}: {_tail(out, err)}")
         out.seek(0)
         return Use(
-            started_at, time.time(), usage.ru_utime + usage.ru_stime, watch.peak_bytes, out.read().decode(errors="replace")
+            started_at,
+            time.time(),
+            usage.ru_utime + usage.ru_stime,
+            watch.peak_bytes,
+            out.read().decode(errors="replace"),
         )
 
 
@@ -228,7 +232,7 @@ def landed(bootstrap: str, topics: Sequence[str]) -> Landed:
                         raise WrongResult(f"reading {message.topic()}: {error}")
                     open_ends -= 1
                     continue
-                key, topic, at = message.key(), message.topic(), message.timestamp()[1] / 1000
+                key, topic, at = message.key(), str(message.topic()), message.timestamp()[1] / 1000
                 size += len(key or b"") + len(message.value() or b"")
                 batch_times.append(at)
                 batch_keys.append(hash((topic, key)))

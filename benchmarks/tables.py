@@ -130,14 +130,14 @@ async def drop_postgres(dsn: str, table: Table) -> None:
 
 
 def fill_mariadb(port: int, database: str, table: Table) -> None:
-    with pymysql.connect(host="127.0.0.1", port=port, user="p", password="p", autocommit=True) as connection:
-        with connection.cursor() as cursor:
-            cursor.execute(f"CREATE DATABASE IF NOT EXISTS {database}")
-            cursor.execute(f"USE {database}")
-            cursor.execute(f"CREATE TABLE {table.name} ({table.columns_sql(1)})")
-            numbers = f"(SELECT seq AS i FROM seq_1_to_{table.rows}) AS n"
-            cursor.execute(f"INSERT INTO {table.name} SELECT {table.values_sql(1)} FROM {numbers}")
-            cursor.execute(f"ANALYZE TABLE {table.name}")
+    connection = pymysql.connect(host="127.0.0.1", port=port, user="p", password="p", autocommit=True)
+    with connection, connection.cursor() as cursor:
+        cursor.execute(f"CREATE DATABASE IF NOT EXISTS {database}")
+        cursor.execute(f"USE {database}")
+        cursor.execute(f"CREATE TABLE {table.name} ({table.columns_sql(1)})")
+        numbers = f"(SELECT seq AS i FROM seq_1_to_{table.rows}) AS n"
+        cursor.execute(f"INSERT INTO {table.name} SELECT {table.values_sql(1)} FROM {numbers}")
+        cursor.execute(f"ANALYZE TABLE {table.name}")
 
 
 def fill_sqlite(path: Path, table: Table) -> None:

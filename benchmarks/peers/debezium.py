@@ -29,7 +29,7 @@ _HEAP = "2g"  # what Kafka Connect's own start script gives it
 
 
 def unpacked() -> Path:
-    """The folder with ``worker`` and ``plugin`` jars; fetched (30 MB, once) where it is not there yet."""
+    """The folder with ``worker`` and ``plugins`` jars; fetched (30 MB, once) where it is not there yet."""
     text = _LOCK.read_text()
     folder = cache_dir() / f"connect-{hashlib.sha256(text.encode()).hexdigest()[:12]}"
     if folder.is_dir():
@@ -69,7 +69,7 @@ def measure(servers: Servers, table: Table) -> Sample:
 
 def _snapshot(servers: Servers, table: Table, topic: str, schemas: str, *, register: bool) -> Use:
     slot = f"bench_{uuid.uuid4().hex[:8]}"
-    plugins = unpacked() / "plugin"
+    plugins = unpacked() / "plugins"
     with tempfile.TemporaryDirectory(dir=servers.folder) as folder:
         worker = Path(folder, "worker.properties")
         connector = Path(folder, "connector.properties")

@@ -52,7 +52,9 @@ async def stream(dsn: str, table: str, topic: str, bootstrap: str, registry: str
         "fields": [{"name": n, "type": t if n == "id" else ["null", t]} for n, t in columns],
     }
     key = {"type": "record", "name": "key", "fields": [{"name": "id", "type": "long"}]}
-    key_id, value_id = [await _register(registry, f"{topic}-{s}", what) for s, what in (("key", key), ("value", record))]
+    key_id, value_id = [
+        await _register(registry, f"{topic}-{s}", what) for s, what in (("key", key), ("value", record))
+    ]
     key_schema, value_schema = parse_schema(key), parse_schema(record)
 
     def framed(schema_id: int, schema: Any, row: Any) -> bytes:

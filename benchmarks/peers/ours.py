@@ -32,18 +32,16 @@ def measure(
 
 def measure_many(servers: Servers, tables: list[Table]) -> Sample:
     """As many streams in one process, each from its own table to its own topic of one partition."""
-    url = [servers.url("postgres", table) for table in tables][0]
+    urls = {servers.url("postgres", table) for table in tables}
     with servers.topics(len(tables), partitions=1) as topics:
         streams = [
             {"name": table.name, "source": "bench", "table": table.name, "topic": topic}
             for table, topic in zip(tables, topics, strict=True)
         ]
-        return _measure(servers, url, streams, sum(table.rows for table in tables), exactly_once=False)
+        return _measure(servers, urls.pop(), streams, sum(table.rows for table in tables), exactly_once=False)
 
 
-def _measure(
-    servers: Servers, url: str, streams: list[dict[str, Any]], rows: int, *, exactly_once: bool
-) -> Sample:
+def _measure(servers: Servers, url: str, streams: list[dict[str, Any]], rows: int, *, exactly_once: bool) -> Sample:
     with tempfile.TemporaryDirectory(dir=servers.folder) as folder:
         config = Path(folder, "config.yaml")  # JSON is YAML
         settings = {
@@ -63,8 +61,8 @@ def _measure(
         raise WrongResult(f"the summary says otherwise: {used.stdout[:500]}")
     found = landed(servers.bootstrap, [s["topic"] for s in streams])
     begin = float(found.appended_s[0])
-    tenth = max(1, len(found.appended_s) // 10)
-    edges = [float(found.appended_s[i]) - begin for i in range(0, len(found.appended_s), tenth)]
+    last = len(found.appended_s) - 1
+    edges = [float(found.appended_s[last * tenth // 10]) - begin for tenth in range(11)]
     return sample(
         used,
         found,
