@@ -1,4 +1,4 @@
-"""Gets what the tests' services need: the broker's and the registry's archives, and the database servers.
+"""Gets what the tests' services need: the broker's and the registry's archives, helm, and the servers of the system.
 
 As root on Debian the servers are installed; elsewhere the command that installs them is printed and we fail.
 """
@@ -12,17 +12,18 @@ import sys
 
 from producer.embedded import fetch_jars
 from producer.errors import ConfigError
-from tests.services import databases, registry
+from tests.services import databases, registry, tools
 
 
 def main() -> int:
     try:
         fetch_jars(print)
         registry.unpacked()
+        tools.fetch_helm()
     except ConfigError as error:
         print(error, file=sys.stderr)
         return 1
-    packages = sorted(databases.missing().values())
+    packages = sorted({*databases.missing().values(), *tools.missing_packages().values()})
     if not packages:
         return 0
     install = ["apt-get", "install", "-y", "--no-install-recommends", *packages]
