@@ -97,6 +97,9 @@ class KafkaConfig(Model):
     delivery_timeout_s: float = 120.0
     headers: bool = True
     state_topic: str | None = Field(default=None, description="default: <app>.state")
+    state_partitions: int = Field(
+        default=12, ge=1, le=1000, description="with coordination kafka: into how many parts each stream's work is cut"
+    )
 
 
 class RegistryConfig(Model):
@@ -321,6 +324,11 @@ class Config(Model):
     schema_registry: RegistryConfig | None = None
     checkpoints: CheckpointsConfig = FileCheckpointsConfig()
     delivery: Literal["at_least_once", "exactly_once"] = "at_least_once"
+    coordination: Literal["none", "redis", "kafka"] = Field(
+        default="none",
+        description="how processes of one app share the work: redis: one runs a stream and the others stand by; "
+        "kafka: each runs a part, as the members of a consumer group",
+    )
     http: HttpConfig = HttpConfig()
     retry_timeout_s: float = Field(
         default=600.0, gt=0, description="a stream that has made no progress for so long fails"
@@ -349,6 +357,11 @@ class Config(Model):
                     f"streams[{index}].traversal OFFSET cannot be delivered exactly_once: its position is not "
                     "unique; use ID_RANGE"
                 )
+        if self.coordination != "none" and self.checkpoints.type != self.coordination:
+            raise ValueError(
+                f"coordination {self.coordination} needs checkpoints of type {self.coordination}, not "
+                f"{self.checkpoints.type}: who owns what is decided where the checkpoints are"
+            )
         if self.delivery == "exactly_once" and self.checkpoints.type != "kafka":
             raise ValueError(
                 f"delivery exactly_once needs checkpoints of type kafka, not {self.checkpoints.type}: records and "

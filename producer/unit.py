@@ -7,6 +7,7 @@ stream has a unit for each partition of the state topic (see `producer.coordinat
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import functools
 from collections.abc import Awaitable, Callable, Sequence
 from concurrent.futures import Executor
@@ -16,7 +17,7 @@ from typing import Any, Protocol, cast
 from producer.config import StreamConfig
 from producer.errors import CheckpointConflictError, ProducerError, TransientError
 from producer.inflight import ByteBudget
-from producer.model import Checkpoint, Dataset, StreamState
+from producer.model import Checkpoint, Dataset, Split, StreamState
 from producer.pipeline import Committer, Limits, Save, SplitProgress, StreamIO, wait_for_any
 from producer.protocols import CheckpointStore, LendingStore, PageWriter, Source, TransactionalWriter
 from producer.retry import attempts
@@ -26,9 +27,11 @@ WINDOW_PAGES = 8
 TRANSACTION_PAGES = 64
 TRANSACTION_INTERVAL_S = 0.5
 MAX_PAGE_BYTES = 4 * 2**20
+LOOK_BEFORE_CLAIM_S = 1.0
 
 #: Makes a unit's writer once the dataset is known: schemas are derived or checked and registered, the topic made.
-OpenWriter = Callable[[StreamConfig, Dataset, str], Awaitable[PageWriter[Any]]]
+#: The last argument is told the reason of each dead letter that was acknowledged.
+OpenWriter = Callable[[StreamConfig, Dataset, str, Callable[[str], None]], Awaitable[PageWriter[Any]]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,6 +88,8 @@ class Unit:
     stop: asyncio.Event
     splits: list[SplitProgress] = field(default_factory=list)
     epoch: int = 0
+    paused: bool = False  # as the store remembers it
+    moving: tuple[SplitSchedule, Committer] | None = None
 
     @property
     def follows(self) -> bool:
@@ -93,7 +98,9 @@ class Unit:
     async def claim(self) -> StreamState | None:
         """Becomes the unit's only runner; its state, or None where there is none yet."""
         store, fingerprint = self.engine.store, self.dataset.fingerprint(self.config.traversal)
-        refuse_other_query(await store.load(self.name), self.config.name, fingerprint)
+        with contextlib.suppress(TimeoutError):  # what a killed runner had begun may hold this up; the claim ends it
+            async with asyncio.timeout(LOOK_BEFORE_CLAIM_S):
+                refuse_other_query(await store.load(self.name), self.config.name, fingerprint)
         self.epoch = await store.claim(self.name)
         state = await store.load(self.name)  # again: another runner may have moved it before our claim
         refuse_other_query(state, self.config.name, fingerprint)
@@ -104,12 +111,31 @@ class Unit:
     async def begin(self, checkpoints: Sequence[Checkpoint]) -> None:
         """Writes the unit's first state: a new plan."""
         fingerprint = self.dataset.fingerprint(self.config.traversal)
-        state = StreamState(self.name, fingerprint, self.epoch, tuple(checkpoints))
+        state = StreamState(self.name, fingerprint, self.epoch, tuple(checkpoints), paused=not self.gate.is_set())
         await self.engine.store.begin(state)
         self._restore(state)
 
     def _restore(self, state: StreamState) -> None:
         self.splits[:] = [SplitProgress(checkpoint) for checkpoint in state.checkpoints]
+        self.paused = state.paused
+
+    async def remember_pause(self) -> None:
+        """Has the store keep whether the gate is shut."""
+        paused = not self.gate.is_set()
+        if paused != self.paused:
+            await self.engine.store.set_paused(self.name, self.epoch, paused)
+            self.paused = paused
+
+    async def add(self, split: Split) -> None:
+        """Commits a split that was not planned, and has it run with the others, or at the next `run`."""
+        progress = SplitProgress(Checkpoint(split))
+        if self.moving is not None:
+            await self.moving[1].save_also([progress.checkpoint])
+        else:
+            await self._save([progress.checkpoint])
+        self.splits.append(progress)
+        if self.moving is not None:
+            self.moving[0].add(progress)
 
     @property
     def done(self) -> bool:
@@ -172,11 +198,15 @@ class Unit:
     async def _run_splits(self, commits: Committer, *, retrying: bool) -> None:
         io = self._io(commits)
         schedule = SplitSchedule(self.config, self.source, self.dataset, io, self.splits, self._attempts, retrying)
-        async with asyncio.TaskGroup() as background:
-            committing = background.create_task(commits.run())
-            async with asyncio.TaskGroup() as group:
-                await schedule.run(group)
-            committing.cancel()
+        self.moving = (schedule, commits)
+        try:
+            async with asyncio.TaskGroup() as background:
+                committing = background.create_task(commits.run())
+                async with asyncio.TaskGroup() as group:
+                    await schedule.run(group)
+                committing.cancel()
+        finally:
+            self.moving = None
 
     def _attempts(self) -> Any:
         return attempts(

@@ -28,12 +28,14 @@ from producer.errors import (
     StoreUnavailableError,
 )
 from producer.kafka import abandon, client_options, connect, ensure_topic, translate
-from producer.model import Checkpoint, Json, StreamState, checkpoint_from_json, checkpoint_to_json
+from producer.model import Checkpoint, Json, StreamState, checkpoint_from_json, checkpoint_to_json, unit_partition
 
 #: A crashed runner's open transaction holds readers up for so long at most; a commit takes some milliseconds.
 _TRANSACTION_TIMEOUT_MS = 10_000
 _CLOSE_TIMEOUT_S = 2.0
 
+#: partition, key, value
+StateRecord = tuple[int, bytes, bytes | None]
 T = TypeVar("T")
 _Changes = Sequence[tuple[bytes, Json]]  # keys and values; None is a tombstone
 
@@ -58,14 +60,19 @@ class KafkaCheckpointStore:
         self._config = config.kafka
         self._app = config.app
         self.topic = config.kafka.state_topic or f"{config.app}.state"
-        self._reader = StateTopic(config.kafka, self.topic)
+        self._partitions = config.kafka.state_partitions if config.coordination == "kafka" else 1
+        self._reader = StateTopic(config.kafka, self.topic, 1)
         self._claims: dict[str, _Claim] = {}
         self._turns: defaultdict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
         self._work: set[asyncio.Task[Any]] = set()
 
     async def start(self) -> None:
         with self._errors("open"):
-            await ensure_topic(self._config, self.topic, partitions=1, topic_config={"cleanup.policy": "compact"})
+            info = await ensure_topic(
+                self._config, self.topic, partitions=self._partitions, topic_config={"cleanup.policy": "compact"}
+            )
+            self._partitions = info.partitions
+            self._reader = StateTopic(self._config, self.topic, info.partitions)
 
     async def close(self) -> None:
         if self._work:
@@ -78,7 +85,7 @@ class KafkaCheckpointStore:
 
     async def load(self, stream: str) -> StreamState | None:
         with self._errors("read"):
-            records = (await self._reader.read()).get(stream)
+            records = (await self._read(stream)).get(stream)
         return None if records is None else self._state(stream, records)
 
     async def streams(self) -> Sequence[str]:
@@ -92,7 +99,7 @@ class KafkaCheckpointStore:
             producer = await self._new_producer(stream)
             self._claims[stream] = claim = _Claim(0, {}, producer)
             # Read once the older runner is fenced: it can change nothing any more.
-            records = (await self._reader.read()).get(stream, StreamRecords())
+            records = (await self._read(stream)).get(stream, StreamRecords())
             state = self._state(stream, records)
             claim.epoch = max(state.epoch if state else _epoch(records), above) + 1
             claim.places = {c.split.id: place for place, c in enumerate(state.checkpoints)} if state else {}
@@ -104,7 +111,7 @@ class KafkaCheckpointStore:
     async def begin(self, state: StreamState) -> None:
         async def work() -> None:
             claim = self._claimed(state.stream, state.epoch)
-            old = (await self._reader.read()).get(state.stream, StreamRecords())
+            old = (await self._read(state.stream)).get(state.stream, StreamRecords())
             claim.places = {c.split.id: place for place, c in enumerate(state.checkpoints)}
             changes = [_plan(state.stream, state.epoch, state.fingerprint), _pause(state.stream, state.paused)]
             changes += [(record_key(state.stream, split), None) for split in old.splits if split not in claim.places]
@@ -132,7 +139,7 @@ class KafkaCheckpointStore:
             try:
                 async with asyncio.timeout(self._config.request_timeout_s):
                     key, value = _pause(stream, paused)
-                    await producer.send_and_wait(self.topic, _json(value), key, partition=0)
+                    await producer.send_and_wait(self.topic, _json(value), key, partition=self._partition(stream))
             finally:
                 await abandon(producer)
 
@@ -141,6 +148,15 @@ class KafkaCheckpointStore:
     def transactional_id(self, stream: str) -> str:
         """The id by which a stream's runner is told from an older one."""
         return f"{self._app}.{stream}"
+
+    @property
+    def partitions(self) -> int:
+        """Of the state topic."""
+        return self._partitions
+
+    async def release(self, stream: str) -> None:
+        """Gives a claim up, for another process to take."""
+        await self._forget(stream)
 
     async def lend(self, stream: str, epoch: int) -> None:
         """Leaves the stream's transactional id to a writer that commits `records` in transactions of its own.
@@ -157,19 +173,27 @@ class KafkaCheckpointStore:
 
         await self._in_turn(stream, "read", work())
 
-    def records(self, stream: str, epoch: int, changed: Sequence[Checkpoint]) -> list[tuple[bytes, bytes | None]]:
-        """The splits' checkpoints as records (key, value) of partition 0 of `topic`."""
+    def _partition(self, stream: str) -> int:
+        """Where a stream's records are: a unit of shared work is named after its partition, all else is in 0."""
+        return (unit_partition(stream) or 0) % self._partitions
+
+    async def _read(self, stream: str) -> dict[str, StreamRecords]:
+        return await self._reader.read(self._partition(stream))
+
+    def records(self, stream: str, epoch: int, changed: Sequence[Checkpoint]) -> list[StateRecord]:
+        """The splits' checkpoints as records (partition, key, value) of `topic`."""
         claim = self._claimed(stream, epoch)
         for checkpoint in changed:
             claim.places.setdefault(checkpoint.split.id, len(claim.places))
-        return [(key, _json(value)) for key, value in _checkpoints(stream, claim, changed)]
+        place = self._partition(stream)
+        return [(place, key, _json(value)) for key, value in _checkpoints(stream, claim, changed)]
 
     async def reset(self, stream: str) -> bool:
         async def work() -> bool:
             held = self._claims.get(stream)
             claim = held or _Claim(0, {}, await self._new_producer(stream))
             try:
-                records = (await self._reader.read()).get(stream, StreamRecords())
+                records = (await self._read(stream)).get(stream, StreamRecords())
                 if not records.splits and _fingerprint(records) is None:
                     return False
                 plan = _plan(stream, _epoch(records), None)
@@ -211,7 +235,8 @@ class KafkaCheckpointStore:
             async with asyncio.timeout(self._config.request_timeout_s):
                 await producer.begin_transaction()
                 # commit_transaction() would succeed though a record failed: each is awaited before.
-                sent = [await producer.send(self.topic, _json(value), key, partition=0) for key, value in changes]
+                place = self._partition(stream)
+                sent = [await producer.send(self.topic, _json(value), key, partition=place) for key, value in changes]
                 await asyncio.gather(*sent)
                 await producer.commit_transaction()
         except BaseException as error:
@@ -244,7 +269,7 @@ class KafkaCheckpointStore:
         return producer
 
     async def _refuse_newer(self, stream: str, claim: _Claim) -> None:
-        if _epoch((await self._reader.read()).get(stream, StreamRecords())) > claim.epoch:
+        if _epoch((await self._read(stream)).get(stream, StreamRecords())) > claim.epoch:
             self._claims.pop(stream, None)
             raise _taken_over(stream)
 

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import asyncio
 import json
+from collections import defaultdict
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -45,21 +47,25 @@ def record_key(stream: str, split: str | None = None) -> bytes:
 
 
 class StateTopic:
-    """Partition 0 of the topic, read on from where the last call ended. aiokafka's errors are not translated here."""
+    """The topic's partitions, read on from where the last call ended. aiokafka's errors are not translated here."""
 
-    def __init__(self, config: KafkaConfig, topic: str) -> None:
+    def __init__(self, config: KafkaConfig, topic: str, partitions: int) -> None:
         self._config = config
-        self._partition = TopicPartition(topic, 0)
+        self._all = [TopicPartition(topic, partition) for partition in range(partitions)]
         self._consumer: AIOKafkaConsumer | None = None
         self._streams: dict[str, StreamRecords] = {}
         self._turn = asyncio.Lock()
 
-    async def read(self) -> dict[str, StreamRecords]:
-        """Every stream's records; the caller may not change them. TimeoutError after ``request_timeout_s``."""
+    async def read(self, partition: int | None = None) -> dict[str, StreamRecords]:
+        """Every stream's records, as of now in all partitions or in the given one; the caller may not change them.
+
+        TimeoutError after ``request_timeout_s``: an open transaction of a runner that hangs is waited for.
+        """
+        wanted = self._all if partition is None else [self._all[partition]]
         async with self._turn:
             try:
                 async with asyncio.timeout(self._config.request_timeout_s):
-                    await self._catch_up()
+                    await self._catch_up(wanted)
             except BaseException:
                 await self._drop()  # in the middle of a read: the next one begins again
                 raise
@@ -74,7 +80,7 @@ class StateTopic:
         if consumer is not None:
             await give_up(consumer.stop, _CLOSE_TIMEOUT_S)
 
-    async def _catch_up(self) -> None:
+    async def _catch_up(self, wanted: Sequence[TopicPartition]) -> None:
         consumer = self._consumer
         if consumer is None:
             consumer = AIOKafkaConsumer(
@@ -86,25 +92,33 @@ class StateTopic:
             )
             await connect(consumer, consumer.stop, self._config)
             self._consumer = consumer
-            consumer.assign([self._partition])
-        consumer.resume(self._partition)
-        end = await self._end(consumer)
-        while await consumer.position(self._partition) < end:
-            for records in (await consumer.getmany(self._partition, timeout_ms=100)).values():
-                for record in records:
-                    self._put(record.key, record.value)
-        consumer.pause(self._partition)  # nothing is fetched until the next call
+            consumer.assign(self._all)
+            consumer.pause(*self._all)
+        consumer.resume(*wanted)
+        for partition, end in (await self._ends(consumer, wanted)).items():
+            while await consumer.position(partition) < end:
+                for records in (await consumer.getmany(*wanted, timeout_ms=100)).values():
+                    for record in records:
+                        self._put(record.key, record.value)
+        consumer.pause(*wanted)  # nothing is fetched until the next call
 
-    async def _end(self, consumer: AIOKafkaConsumer) -> int:
+    async def _ends(self, consumer: AIOKafkaConsumer, wanted: Sequence[TopicPartition]) -> dict[TopicPartition, int]:
         client = consumer._client
-        while (leader := client.cluster.leader_for_partition(self._partition)) in (None, -1):
-            await client.force_metadata_update()
-        topics = [(self._partition.topic, [(self._partition.partition, _LATEST)])]
-        response = await client.send(leader, OffsetRequest(_NO_REPLICA, _READ_UNCOMMITTED, topics))
-        ((_, ((_, code, *_, offset),)),) = response.topics
-        if code:
-            raise ke.for_code(code)()
-        return int(offset)
+        by_leader: defaultdict[int, list[TopicPartition]] = defaultdict(list)
+        for partition in wanted:
+            while (leader := client.cluster.leader_for_partition(partition)) in (None, -1):
+                await client.force_metadata_update()
+            by_leader[leader].append(partition)
+        ends: dict[TopicPartition, int] = {}
+        for leader, partitions in by_leader.items():
+            topics = [(partitions[0].topic, [(partition.partition, _LATEST) for partition in partitions])]
+            response = await client.send(leader, OffsetRequest(_NO_REPLICA, _READ_UNCOMMITTED, topics))
+            ((topic, answers),) = response.topics
+            for number, code, *_, offset in answers:
+                if code:
+                    raise ke.for_code(code)()
+                ends[TopicPartition(topic, number)] = int(offset)
+        return ends
 
     def _put(self, key: bytes | None, value: bytes | None) -> None:
         match _parsed(key):

@@ -28,6 +28,8 @@ from producer.sinks.record_batch import HEADER_BYTES, FinishedBatch
 
 #: How long pages that are given up may take to notice.
 _CLOSE_TIMEOUT_S = 2.0
+#: How long a runner that hangs may hold up readers of committed records. A transaction of ours takes about 0.5 s.
+_TRANSACTION_TIMEOUT_MS = 20_000
 #: Uncompressed size up to which records go into one compressed batch.
 _DENSE_BLOCK_BYTES = 4 * 2**20
 
@@ -325,6 +327,7 @@ class Connection:
             acks="all",
             max_request_size=config.max_request_size,
             transactional_id=transactional_id,
+            transaction_timeout_ms=_TRANSACTION_TIMEOUT_MS,
         )
         await connect(producer, producer.stop, config)
         return cls(config, topic, producer)

@@ -39,14 +39,15 @@ class TransactionalWriter(KafkaWriter):
         await self._enter()
         return await super().submit(prepared)
 
-    async def commit(self, topic: str, records: Sequence[tuple[bytes, bytes | None]]) -> None:
-        """Commits the pages submitted since the last commit together with `records` (key and value, to partition 0
-        of `topic`). All of the pages must have been acknowledged. After an error nothing of it counts."""
+    async def commit(self, topic: str, records: Sequence[tuple[int, bytes, bytes | None]]) -> None:
+        """Commits the pages submitted since the last commit together with `records` (partition, key and value) of
+        `topic`. All of the pages must have been acknowledged. After an error nothing of it counts."""
         await self._enter()
         connection = await self._connected()
         try:
             async with connection.deadline():
-                sent = [await connection.producer.send(topic, value, key, partition=0) for key, value in records]
+                producer = connection.producer
+                sent = [await producer.send(topic, value, key, partition=place) for place, key, value in records]
                 await asyncio.gather(*sent)
                 await connection.producer.commit_transaction()
         except BaseException as error:
