@@ -14,6 +14,8 @@ from typing import Any
 import fastavro
 import pyarrow.parquet as pq
 
+from producer.dump import DumpConfig
+from producer.sources.iptvportal import AsyncIPTVPortalClient
 from tests.jsonsql.running import serving
 from tests.jsonsql.server import JsonSqlServer, Settings, fill_sqlite
 
@@ -63,6 +65,23 @@ def expected(table: str) -> list[Row]:
     columns, row, count = _TABLES[table]
     names = [part.split()[0] for part in columns.split(", ")]
     return [dict(zip(names, row(i), strict=True)) for i in range(1, count + 1)]
+
+
+def open_client(server: JsonSqlServer, **more: Any) -> AsyncIPTVPortalClient:
+    """A client of the loopback server, not started."""
+    options: dict[str, Any] = {"username": "user", "password": "secret", "schema_file": str(SCHEMA_FILE)} | more
+    return AsyncIPTVPortalClient(url=server.url, **options)
+
+
+def read_state(config: DumpConfig) -> dict[str, Any]:
+    """The state file as it stands."""
+    state: dict[str, Any] = json.loads(config.state_path.read_text())
+    return state
+
+
+def ids_of(paths: tuple[Path, ...]) -> list[int]:
+    """The ids in a dump's files, in their order."""
+    return [int(row["id"]) for row in read_back(list(paths))]
 
 
 def read_back(paths: list[Path]) -> list[Row]:

@@ -63,7 +63,8 @@ def test_several_tables_are_dumped_with_a_summary_of_each(server: JsonSqlServer,
         ("tv_channel", "complete", 60, None),
         ("media", "complete", 300, None),
     ]
-    assert read_back([Path(f) for f in summaries[0]["files"]]) == expected("tv_channel")
+    rows = read_back([Path(f) for f in summaries[0]["files"]])
+    assert sorted(rows, key=lambda row: int(row["id"])) == expected("tv_channel")
 
 
 def test_a_condition_and_columns_are_taken_from_the_arguments(server: JsonSqlServer, out: Path) -> None:
@@ -80,7 +81,7 @@ def test_a_sql_database_is_dumped_by_its_url(server: JsonSqlServer, out: Path) -
         code, _, told = dump(server, out / form, "media", "--source", url, "--format", form, "--strategy", "id_range")
         assert code == 0, told
         (path,) = (p for p in (out / form).iterdir() if not p.name.startswith("."))
-        assert [int(row["id"]) for row in read_back([path])] == [row["id"] for row in expected("media")]
+        assert sorted(int(row["id"]) for row in read_back([path])) == [row["id"] for row in expected("media")]
 
 
 def test_a_source_of_a_configuration_is_dumped_by_its_name(server: JsonSqlServer, out: Path, tmp_path: Path) -> None:
