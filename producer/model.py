@@ -19,6 +19,8 @@ from typing import Any, Literal
 
 import pyarrow as pa
 
+from producer.errors import EncodeError
+
 Traversal = Literal["OFFSET", "ID_RANGE"]
 Mode = Literal["snapshot", "tail", "snapshot_then_tail", "timestamp"]
 
@@ -73,6 +75,17 @@ class Split:
     @property
     def is_replay(self) -> bool:
         return self.id.startswith(REPLAY)
+
+
+def unit_name(stream: str, partition: int) -> str:
+    """The name under which a store keeps the part of a stream that belongs to a partition of the state topic."""
+    return f"{stream}/{partition}"
+
+
+def unit_partition(name: str) -> int | None:
+    """The partition in a unit's name; None for a whole stream (whose name has no slash)."""
+    _, slash, partition = name.rpartition("/")
+    return int(partition) if slash and partition.isdigit() else None
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,12 +160,25 @@ class Dataset:
 
 
 @dataclass(frozen=True, slots=True)
+class RejectedRow:
+    """A row that the source cannot give as its columns' types: ``values`` is it as JSON, by column, for a person.
+
+    ``error`` says why, of which ``field``, for the dead letter.
+    """
+
+    values: Mapping[str, Json]
+    error: EncodeError
+
+
+@dataclass(frozen=True, slots=True)
 class Page:
     """One fetch: rows as columns, and the position after its last row.
 
     ``position`` is ``None`` only for an empty page that did not move. ``last`` says that the split has nothing
     after this page as of this fetch. ``tombstones`` names rows to delete by key (same columns as ``Dataset.key``).
-    ``source_time`` is when the source had answered (seconds since 1970), for the lag.
+    ``source_time`` is when the source had answered (seconds since 1970), for the lag. ``rejected`` are rows that
+    were read and are not in ``batch``; sources fill it where the stream sends bad records to the dead letters, and
+    fail otherwise. ``after`` is where the fetch began, which the pipeline fills in.
     """
 
     batch: pa.RecordBatch
@@ -161,10 +187,13 @@ class Page:
     tombstones: pa.RecordBatch | None = None
     detail: Mapping[str, Json] | None = None
     source_time: float | None = field(default=None, compare=False)
+    rejected: tuple[RejectedRow, ...] = ()
+    after: Position | None = None
 
     @property
     def rows(self) -> int:
-        return int(self.batch.num_rows)
+        """All that were read: those of the batch, and those rejected."""
+        return int(self.batch.num_rows) + len(self.rejected)
 
 
 # --- JSON forms: what the stores write and `producer checkpoint` shows ---------------------------------------------

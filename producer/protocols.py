@@ -13,7 +13,7 @@ import asyncio
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Protocol, TypeVar
 
-from producer.model import Checkpoint, Dataset, Page, Position, Split, StreamState
+from producer.model import Between, Checkpoint, Dataset, Page, Position, Split, StreamState
 
 if TYPE_CHECKING:
     from producer.config import StreamConfig
@@ -58,6 +58,12 @@ class Source(Protocol):
     async def divide(self, stream: StreamConfig, dataset: Dataset, checkpoint: Checkpoint) -> Position | None:
         """A position inside what is left of the split, with about half of the rows on each side of it; None where
         that is not worth while, or cannot be told."""
+        ...
+
+    async def replay(self, stream: StreamConfig, dataset: Dataset, split_id: str, wanted: Between) -> Split:
+        """The split that reads the rows with ``wanted.column`` (``""``: the key's first column) in the range once
+        more. The ends of `wanted` are text as people write it; the split is bounded by what is there now.
+        ConfigError for a column or value that is not one."""
         ...
 
     async def remaining(self, stream: StreamConfig, dataset: Dataset, checkpoint: Checkpoint) -> int | None:
@@ -107,8 +113,8 @@ class TransactionalWriter(PageWriter[P], Protocol[P]):
         """Fences who began before, and drops what had not been committed. Needed first, and after every failure."""
         ...
 
-    async def commit(self, topic: str, records: Sequence[tuple[bytes, bytes | None]]) -> None:
-        """Commits the acknowledged pages and `records` (key, value; to partition 0 of `topic`), all or none."""
+    async def commit(self, topic: str, records: Sequence[tuple[int, bytes, bytes | None]]) -> None:
+        """Commits the acknowledged pages and `records` (partition, key, value) of `topic`, all or none."""
         ...
 
 
@@ -158,6 +164,15 @@ class LendingStore(CheckpointStore, Protocol):
     @property
     def topic(self) -> str: ...
 
+    @property
+    def partitions(self) -> int:
+        """Of the topic: as many units can a stream's work be shared in."""
+        ...
+
+    async def release(self, stream: str) -> None:
+        """Gives a claim up, for another process to take."""
+        ...
+
     def transactional_id(self, stream: str) -> str:
         """The id that a stream's runner holds; whoever begins with it later fences the one before."""
         ...
@@ -166,6 +181,8 @@ class LendingStore(CheckpointStore, Protocol):
         """Leaves the id to the stream's writer. CheckpointConflictError where `epoch` is no longer the newest."""
         ...
 
-    def records(self, stream: str, epoch: int, changed: Sequence[Checkpoint]) -> Sequence[tuple[bytes, bytes | None]]:
-        """The given splits' checkpoints as records of `topic`."""
+    def records(
+        self, stream: str, epoch: int, changed: Sequence[Checkpoint]
+    ) -> Sequence[tuple[int, bytes, bytes | None]]:
+        """The given splits' checkpoints as records (partition, key, value) of `topic`."""
         ...
