@@ -278,7 +278,9 @@ async def _move(
             sent = time.perf_counter()
             async with io.commits.submitting():
                 future = await io.writer.submit(prepared)
-                sequence = window.submit(page.position, page.rows, last=page.last and not io.follow, detail=page.detail)
+                sequence = window.submit(
+                    page.position, page.rows, last=page.last and not follows(io, progress), detail=page.detail
+                )
                 future.add_done_callback(
                     _Acknowledged(io, window, sequence, failure, reservation, held, sent, page.rows, prepared.bytes)
                 )
@@ -288,6 +290,11 @@ async def _move(
     finally:
         fetching.cancel()
         await asyncio.wait({fetching})
+
+
+def follows(io: StreamIO, progress: SplitProgress) -> bool:
+    """Whether the split is polled on after its end."""
+    return io.follow and not progress.checkpoint.split.is_replay
 
 
 async def _next(
@@ -332,7 +339,7 @@ async def _fetch(
         moved = page.position is not None and page.position != position
         position = page.position if page.position is not None else position
         progress.rows_read += page.rows
-        ends = page.last and not io.follow
+        ends = page.last and not follows(io, progress)
         if page.rows or moved or ends or page.tombstones is not None:
             await ahead.put((page, reservation))
         else:

@@ -25,6 +25,7 @@ DIVIDE_PAGES = 16
 
 class SplitSchedule:
     """Keeps `max_parallel` splits of a stream moving: those that wait first, then halves of the largest that moves.
+    One replay at a time moves beside them.
 
     `splits` is the stream's list: a split that is divided adds to it. With `retrying`, a split that fails
     transiently starts again from its checkpoint by itself; otherwise its failure is everybody's.
@@ -48,19 +49,30 @@ class SplitSchedule:
         self._attempts = attempts
         self._retrying = retrying
         self._whole: set[str] = set()  # splits that need not be looked at again
+        self._waiting = deque(progress for progress in splits if not progress.checkpoint.done)
+        self._added = asyncio.Event()
+
+    def add(self, progress: SplitProgress) -> None:
+        """Has a split that was not planned run with the others; it is in `splits` already."""
+        self._waiting.append(progress)
+        self._added.set()
 
     async def run(self, group: asyncio.TaskGroup) -> None:
         """Runs all splits as tasks of `group`; returns when they are done, or when one has failed."""
-        waiting = deque(progress for progress in self._splits if not progress.checkpoint.done)
+        waiting = self._waiting
         running: dict[asyncio.Task[None], SplitProgress] = {}
         while waiting or running:
-            while waiting and len(running) < self._config.max_parallel:
-                progress = waiting.popleft()
-                running[group.create_task(self._run_split(progress))] = progress
+            while (started := self._startable(running.values())) is not None:
+                running[group.create_task(self._run_split(started))] = started
             if not waiting and len(running) < self._config.max_parallel and not self._io.stop.is_set():
                 await self._halt_largest(running.values())
-            done, _ = await asyncio.wait(running, return_when=asyncio.FIRST_COMPLETED)
-            for task in done:
+            added = asyncio.create_task(self._added.wait())
+            try:
+                done, _ = await asyncio.wait({*running, added}, return_when=asyncio.FIRST_COMPLETED)
+            finally:
+                added.cancel()
+            self._added.clear()
+            for task in done & running.keys():
                 progress = running.pop(task)
                 if task.cancelled() or task.exception() is not None:
                     return  # the group sees to the others
@@ -68,6 +80,16 @@ class SplitSchedule:
                     progress.halt = False
                     waiting.append(progress)
                     waiting.extend(await self._divide(progress))
+
+    def _startable(self, running: Iterable[SplitProgress]) -> SplitProgress | None:
+        """The next split that waits and has a place."""
+        moving = [progress.checkpoint.split.is_replay for progress in running]
+        free = {True: not any(moving), False: moving.count(False) < self._config.max_parallel}
+        for progress in self._waiting:
+            if free[progress.checkpoint.split.is_replay]:
+                self._waiting.remove(progress)
+                return progress
+        return None
 
     async def _run_split(self, progress: SplitProgress) -> None:
         if self._io.stop.is_set():
@@ -94,7 +116,7 @@ class SplitSchedule:
         largest, most = None, DIVIDE_PAGES * self._config.page_size
         for progress in running:
             split_id = progress.checkpoint.split.id
-            if split_id in self._whole or progress.halt:
+            if split_id in self._whole or progress.halt or progress.checkpoint.split.is_replay:
                 continue
             with ignored_transient(self._config.name):
                 rows = await self._source.remaining(self._config, self._dataset, progress.checkpoint)
@@ -114,7 +136,7 @@ class SplitSchedule:
             middle = await self._source.divide(self._config, self._dataset, checkpoint)
         if middle is None:
             return ()
-        ids = {int(p.checkpoint.split.id) for p in self._splits}
+        ids = {int(p.checkpoint.split.id) for p in self._splits if not p.checkpoint.split.is_replay}
         first = replace(checkpoint, split=replace(checkpoint.split, upper=middle))
         second = Checkpoint(Split(str(max(ids) + 1), middle, checkpoint.split.upper))
         await self._io.commits.save_also([first, second])

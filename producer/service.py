@@ -16,8 +16,9 @@ from producer.config import Config
 from producer.errors import ConfigError, PermanentError, ProducerError, StandbyError
 from producer.inflight import ByteBudget
 from producer.metrics import Metrics
-from producer.model import Json, position_to_json
+from producer.model import Between, Json, Split, position_to_json
 from producer.parts import Parts, open_parts
+from producer.pipeline import wait_for_any
 from producer.stream import Stream, StreamStatus
 from producer.unit import Engine
 
@@ -73,6 +74,8 @@ class Service:
         self._metrics = metrics
         self._open_parts = parts
         self._streams: dict[str, Stream] = {}
+        self._tasks: dict[str, asyncio.Task[None]] = {}
+        self._restarted = asyncio.Event()
         self.ready = False
 
     @property
@@ -86,13 +89,23 @@ class Service:
         failed = [s for s in self._streams.values() if s.failure is not None]
         return bool(failed) and not any(s.started for s in failed)
 
-    def pause(self, name: str) -> None:
-        """Pauses one stream; KeyError for a name that is not configured."""
-        self._streams[name].pause()
+    async def pause(self, name: str) -> None:
+        """Pauses one stream; KeyError for a name that is not configured. See `Stream.pause`."""
+        await self._streams[name].pause()
 
-    def resume(self, name: str) -> None:
-        """Resumes one stream; KeyError for a name that is not configured."""
-        self._streams[name].resume()
+    async def resume(self, name: str) -> None:
+        """Resumes one stream; KeyError for a name that is not configured. See `Stream.pause`."""
+        await self._streams[name].resume()
+
+    async def replay(self, name: str, wanted: Between) -> Split:
+        """Reads a range of rows of a stream once more, also of one that is complete. See `Stream.replay`."""
+        stream = self._streams[name]
+        split = await stream.replay(wanted)
+        task = self._tasks.get(name)
+        if task is not None and task.done():
+            self._tasks[name] = self._task(stream)
+            self._restarted.set()
+        return split
 
     async def run(self, *, once: bool, stop: asyncio.Event) -> list[StreamSummary]:
         """Runs until every stream is done (`once`), or until `stop` is set and all is drained.
@@ -153,21 +166,18 @@ class Service:
                 stream.fail(error)
 
     async def _run_all(self, once: bool, stop: asyncio.Event) -> None:
-        running = {
-            asyncio.create_task(stream.run(), name=f"stream {stream.config.name}")
-            for stream in self._streams.values()
-            if stream.failure is None
-        }
+        self._tasks = {name: self._task(stream) for name, stream in self._streams.items() if stream.failure is None}
         stopping = asyncio.create_task(stop.wait())
         try:
-            pending: set[asyncio.Task[Any]] = set(running)
-            while pending and not stop.is_set():
-                _, pending = await asyncio.wait({*pending, stopping}, return_when=asyncio.FIRST_COMPLETED)
-                pending.discard(stopping)
-            if not once and not stop.is_set():
-                log.info("all streams are at rest", hint="use --once to stop when caught up; Ctrl-C stops")
+            while (pending := self._pending()) and not stop.is_set():
+                await asyncio.wait({*pending, stopping}, return_when=asyncio.FIRST_COMPLETED)
+                if not once and not stop.is_set() and not self._pending():
+                    log.info("all streams are at rest", hint="use --once to stop when caught up; Ctrl-C stops")
+                    self._restarted.clear()
+                    await wait_for_any(stop, self._restarted)
+            if not once:
                 await stopping
-            if pending:
+            if pending := self._pending():
                 _, pending = await asyncio.wait(pending, timeout=self.config.shutdown_timeout_s)
             if pending:
                 log.warning(
@@ -176,12 +186,18 @@ class Service:
                 )
         finally:
             stopping.cancel()
-            for task in running:
+            for task in self._tasks.values():
                 task.cancel()
-            results = await asyncio.gather(*running, return_exceptions=True)
+            results = await asyncio.gather(*self._tasks.values(), return_exceptions=True)
         for result in results:
             if isinstance(result, BaseException) and not isinstance(result, asyncio.CancelledError):
                 raise result
+
+    def _task(self, stream: Stream) -> asyncio.Task[None]:
+        return asyncio.create_task(stream.run(), name=f"stream {stream.config.name}")
+
+    def _pending(self) -> set[asyncio.Task[Any]]:
+        return {task for task in self._tasks.values() if not task.done()}
 
     async def _close(self, parts: Parts) -> None:
         async def close(part: Any) -> None:

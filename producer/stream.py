@@ -5,16 +5,23 @@ from __future__ import annotations
 import asyncio
 import functools
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import structlog
 
 from producer.config import StreamConfig
-from producer.errors import ProducerError, TransientError
+from producer.errors import (
+    PermanentError,
+    ProducerError,
+    SourceUnavailableError,
+    StoreUnavailableError,
+    TransientError,
+)
 from producer.metrics import StreamMetrics
-from producer.model import Checkpoint, Dataset, Split
+from producer.model import REPLAY, Between, Checkpoint, Dataset, Split
 from producer.pipeline import SplitProgress, wait_for_any
 from producer.protocols import PageWriter, Source
 from producer.retry import attempts
@@ -26,6 +33,7 @@ log = structlog.get_logger("producer")
 StateName = Literal["starting", "running", "paused", "complete", "failed", "stopped"]
 
 WATCH_INTERVAL_S = 5.0
+CONTROL_DEADLINE_S = 15.0
 
 
 @dataclass(slots=True)
@@ -74,20 +82,48 @@ class Stream:
         self._last_progress = 0.0
         self._next_free = 0.0
         metrics.state("starting")
+        self._replaying = asyncio.Lock()
 
     # --- control ---------------------------------------------------------------------------------------------------
 
-    def pause(self) -> None:
-        """Stops reading; what is in flight is still acknowledged and committed."""
+    async def pause(self) -> None:
+        """Stops reading, now and after every restart; what is in flight is still acknowledged and committed.
+
+        A ProducerError says that the store could not be told: then it holds until a restart only.
+        """
         self._gate.clear()
         if self.status.state in ("starting", "running"):
             self._enter("paused")
 
-    def resume(self) -> None:
-        """Reads on."""
+        await self._remember_pause()
+    async def resume(self) -> None:
+        """Reads on; ProducerError as for `pause`."""
         self._gate.set()
         if self.status.state == "paused":
-            self._enter("running")
+            self._enter("running" if self.started else "starting")
+        await self._remember_pause()
+
+    async def _remember_pause(self) -> None:
+        async with control_deadline("the pause cannot be remembered"):
+            for unit in self._units:
+                await unit.remember_pause()
+
+    async def replay(self, wanted: Between) -> Split:
+        """Has a range of rows read once more beside what goes on, and over restarts; see `Source.replay`.
+
+        ConfigError for a range that is not one, another ProducerError where the stream cannot take it just now.
+        """
+        if self._dataset is None or not self._units:
+            raise SourceUnavailableError(f"stream {self.config.name!r} is still starting", hint="try again")
+        if self.status.state in ("failed", "stopped"):
+            raise PermanentError(f"stream {self.config.name!r} has {self.status.state}", hint="start it again first")
+        async with control_deadline("the replay cannot be begun"), self._replaying:
+            ids = [progress.checkpoint.split.id for progress in self.status.splits if progress.checkpoint.split.is_replay]
+            number = 1 + max((int(id.removeprefix(REPLAY)) for id in ids), default=0)
+            split = await self._source.replay(self.config, self._dataset, f"{REPLAY}{number}", wanted)
+            await self._units[0].add(split)
+        log.info("replaying", stream=self.config.name, split=split.id)
+        return split
 
     # --- start -----------------------------------------------------------------------------------------------------
 
@@ -103,20 +139,25 @@ class Stream:
         state = await unit.claim()
         if state is None:
             await unit.begin([Checkpoint(split) for split in await self._source.plan(config, dataset)])
-        elif unit.follows and all(c.split.upper is not None for c in state.checkpoints):
+        elif unit.follows and all(c.split.upper is not None or c.split.is_replay for c in state.checkpoints):
             # A snapshot that is to be followed from now on: an open split begins where the plan ended.
-            tail = Checkpoint(Split(f"{len(state.checkpoints)}", lower=state.checkpoints[-1].split.upper))
+            planned = [c.split for c in state.checkpoints if not c.split.is_replay]
+            tail = Checkpoint(Split(f"{len(planned)}", lower=planned[-1].upper))
             await engine.store.commit(unit.name, unit.epoch, [tail])
             unit.splits.append(SplitProgress(tail))
         status = self.status
         self._units = [unit]
         status.split_lists = [unit.splits]
-        before = sum(progress.checkpoint.rows for progress in unit.splits)
+        if unit.paused:
+            self._gate.clear()
+            log.info("stream is paused, as it was before", stream=config.name, hint="resume it by HTTP or command")
+        before = sum(p.checkpoint.rows for p in unit.splits if not p.checkpoint.split.is_replay)
         status.rows_total_estimate = dataset.rows_estimate
         status.rows_remaining = max(0, dataset.rows_estimate - before) if dataset.rows_estimate is not None else None
         self._dataset = dataset
         self.started = True
         log.info(
+        await self._remember_pause()
             "stream ready",
             stream=config.name,
             topic=config.topic,
@@ -134,6 +175,8 @@ class Stream:
         try:
             error = await self._run()
         except asyncio.CancelledError:
+            while error is None and not self._at_rest():  # a replay came in at the very end
+                error = await self._run()
             self._enter("stopped")
             raise
         finally:
@@ -141,11 +184,14 @@ class Stream:
             self._metrics.splits(split_states(status.splits))
         if error is not None:
             self.fail(error)
-        elif self._engine.stop.is_set() and not all(progress.checkpoint.done for progress in status.splits):
-            self._enter("stopped")
-        else:
+        elif all(progress.checkpoint.done for progress in status.splits):
             self._enter("complete")
 
+        else:
+            self._enter("stopped")
+
+    def _at_rest(self) -> bool:
+        return self._engine.stop.is_set() or all(progress.checkpoint.done for progress in self.status.splits)
     async def _run(self) -> ProducerError | None:
         try:
             async for attempt in self._attempts():
@@ -267,3 +313,13 @@ def split_states(splits: Sequence[SplitProgress]) -> Mapping[str, int]:
     for progress in splits:
         counts["done" if progress.checkpoint.done else "running" if progress.active else "waiting"] += 1
     return counts
+@asynccontextmanager
+async def control_deadline(what: str) -> AsyncIterator[None]:
+    """For what somebody waits for at the other end of a request."""
+    try:
+        async with asyncio.timeout(CONTROL_DEADLINE_S):
+            yield
+    except TimeoutError:
+        raise StoreUnavailableError(f"{what}: no answer in {CONTROL_DEADLINE_S:g} s", hint="try again") from None
+
+

@@ -12,7 +12,7 @@ import pyarrow as pa
 from producer.config import Config, StreamConfig
 from producer.inflight import ByteBudget
 from producer.metrics import Metrics
-from producer.model import Checkpoint, Dataset, KeyPosition, Page, Position, Split, StreamState
+from producer.model import Between, Checkpoint, Dataset, KeyPosition, Page, Position, Split, StreamState
 from producer.parts import Parts
 from producer.pipeline import Committer, Limits, SplitProgress, StreamIO
 from producer.service import Service
@@ -241,6 +241,11 @@ class ScriptedSource:
         self.divided += 1
         low, high = self._rest(checkpoint)
         return KeyPosition(((low + high) // 2,)) if high - low > 1 else None
+
+    async def replay(self, stream: StreamConfig, dataset: Dataset, split_id: str, wanted: Between) -> Split:
+        return Split(
+            split_id, KeyPosition((int(str(wanted.first)) - 1,)), KeyPosition((int(str(wanted.last or self.rows)),))
+        )
 
     async def remaining(self, stream: StreamConfig, dataset: Dataset, checkpoint: Checkpoint) -> int | None:
         low, high = self._rest(checkpoint)

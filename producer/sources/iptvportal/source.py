@@ -12,7 +12,17 @@ from pydantic import Field, SecretStr
 
 from producer.config import Model, StreamConfig
 from producer.errors import ConfigError, SchemaIncompatibleError
-from producer.model import Checkpoint, Dataset, KeyPosition, OffsetPosition, Page, Position, Split, Traversal
+from producer.model import (
+    Between,
+    Checkpoint,
+    Dataset,
+    KeyPosition,
+    OffsetPosition,
+    Page,
+    Position,
+    Split,
+    Traversal,
+)
 from producer.sources.iptvportal.client import AsyncIPTVPortalClient, Call
 from producer.sources.iptvportal.columns import ID, Column, column, inferred, read_schema_file, to_arrow, transposed
 from producer.sources.iptvportal.query import all_of, columns_of, nearest, where_json
@@ -138,6 +148,21 @@ class IptvPortalSource:
         ranked = {"order_by": ID, "limit": 1, "offset": left // 2 - 1}
         rows = await self._client.select(data=[ID], from_=dataset.name, **ranked, **_where(_left(dataset, checkpoint)))
         return _key(_number(dataset.name, rows)) if rows else None
+
+    async def replay(self, stream: StreamConfig, dataset: Dataset, split_id: str, wanted: Between) -> Split:
+        what = f"stream {stream.name!r}, replay"
+        if stream.traversal == "OFFSET" or wanted.column not in ("", ID):
+            raise ConfigError(f"{what}: only a range of {ID} can be read again", hint="and with traversal ID_RANGE")
+        try:
+            first, last = (None if end is None else int(str(end)) for end in (wanted.first, wanted.last))
+        except ValueError:
+            raise ConfigError(f"{what}: {wanted.first!r} to {wanted.last!r} is not a range of {ID}") from None
+        if last is None:
+            base = {"data": [_function("max", ID)], "from_": dataset.name}
+            rows = await self._client.select(**base, **_where(dataset.identity["where"]))
+            last = 0 if rows == [[None]] else _number(dataset.name, rows)
+        lower = None if first is None else first - 1
+        return Split(split_id, _key(lower), _key(last if lower is None else max(last, lower)))
 
     async def remaining(self, stream: StreamConfig, dataset: Dataset, checkpoint: Checkpoint) -> int | None:
         if checkpoint.done:

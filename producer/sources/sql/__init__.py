@@ -16,12 +16,12 @@ from pydantic import Field, SecretStr
 
 from producer.config import Model, StreamConfig
 from producer.errors import ConfigError, PermanentError
-from producer.model import Checkpoint, Dataset, KeyPosition, OffsetPosition, Page, Position, Split
+from producer.model import Between, Checkpoint, Dataset, KeyPosition, KeyScalar, OffsetPosition, Page, Position, Split
 from producer.sources.sql import keyset, splits
 from producer.sources.sql.dialects import open_database
 from producer.sources.sql.keyset import Selection
-from producer.sources.sql.names import parameter_names
-from producer.sources.sql.scalars import first_repeat
+from producer.sources.sql.names import find_column, parameter_names
+from producer.sources.sql.scalars import first_repeat, scalar_of
 from producer.sources.sql.table import Database, Options, Rows, Session
 from producer.traversal import is_last, key_values, offset_rows, offset_split, offset_window, start_of
 
@@ -107,7 +107,8 @@ class SqlSource:
             await session.close()
 
     async def reader(self, stream: StreamConfig, dataset: Dataset, split: Split) -> SqlReader:
-        return SqlReader(stream, await self._selection(stream), split, self._database)
+        selection = keyset.within(await self._selection(stream), split.between, self._database.mark)
+        return SqlReader(stream, selection, split, self._database)
 
     async def divide(self, stream: StreamConfig, dataset: Dataset, checkpoint: Checkpoint) -> Position | None:
         if checkpoint.done or stream.traversal == "OFFSET":
@@ -121,6 +122,33 @@ class SqlSource:
         finally:
             await session.close()
 
+    async def replay(self, stream: StreamConfig, dataset: Dataset, split_id: str, wanted: Between) -> Split:
+        """Bounded by the greatest key that is in the range now."""
+        what = f"stream {stream.name!r}, replay"
+        if stream.traversal == "OFFSET":
+            raise ConfigError(f"{what}: an OFFSET stream cannot read a range of rows", hint="use ID_RANGE")
+        selection = await self._selection(stream)
+        names = tuple(column.name for column in selection.table.columns)
+        name = find_column(wanted.column or selection.order_names[0], names, where=what)
+        column = selection.table.column(name)
+        if not column.sortable:
+            raise ConfigError(f"{what}: column {name!r} of type {column.sql_type} has no order")
+
+        def value(text: KeyScalar | None) -> KeyScalar | None:
+            try:
+                return None if text is None else scalar_of(column.field, str(text))
+            except ValueError as error:
+                raise ConfigError(f"{what}: {text!r} is not a value of column {name!r}: {error}") from None
+
+        between = Between(name, value(wanted.first), value(wanted.last))
+        session = self._database.session()
+        try:
+            inside = keyset.within(selection, between, self._database.mark)
+            greatest = await session.keys(keyset.edge_query(inside, self._database.mark, greatest=True))
+        finally:
+            await session.close()
+        return Split(split_id, None, KeyPosition(greatest[0]) if greatest else None, between)
+
     async def remaining(self, stream: StreamConfig, dataset: Dataset, checkpoint: Checkpoint) -> int | None:
         if checkpoint.done:
             return 0
@@ -129,7 +157,7 @@ class SqlSource:
             read = 0 if checkpoint.position is None else offset_rows(checkpoint.position)
             whole = dataset.rows_estimate if split.upper is None else offset_rows(split.upper)
             return None if whole is None else max(0, whole - read)
-        selection = await self._selection(stream)
+        selection = keyset.within(await self._selection(stream), split.between, self._database.mark)
         session = self._database.session()
         try:
             return await splits.remaining(session, self._database, selection, split, checkpoint.position, dataset)

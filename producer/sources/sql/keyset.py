@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import pyarrow as pa
 
 from producer.config import StreamConfig
 from producer.errors import ConfigError
-from producer.model import Json, KeyScalar
+from producer.model import Between, Json, KeyScalar
 from producer.sources.sql.names import find_column, parameter_names, quote
 from producer.sources.sql.table import Column, Query, Table
 
@@ -137,6 +137,20 @@ def _where(stream: StreamConfig, what: str) -> tuple[str, Mapping[str, Json]]:
     if unused:
         raise ConfigError(f"{what}, params: where has no :{unused[0]}")
     return stream.where, dict(stream.params)
+
+
+def within(selection: Selection, between: Between | None, mark: str) -> Selection:
+    """`selection` with the condition of a replay."""
+    if between is None:
+        return selection
+    column = selection.table.column(between.column)
+    name = f"t.{quote(column.name, mark)}"
+    ends = {"__first": (">=", between.first), "__last": ("<=", between.last)}
+    params = {param: value for param, (_, value) in ends.items() if value is not None}
+    conditions = [f"{name} {ends[param][0]} :{param}" for param in params]
+    where = " AND ".join([*([f"({selection.where}\n)"] if selection.where else []), *conditions])
+    types = {**selection.types, **dict.fromkeys(params, column.sql_type)}
+    return replace(selection, where=where, params={**selection.params, **params}, types=types)
 
 
 def key_query(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import datetime as dt
+import decimal
 import uuid
 from collections.abc import Sequence
 from typing import Any
@@ -26,6 +28,44 @@ def key_scalar(field: pa.Field, value: pa.Scalar[Any]) -> KeyScalar:
     if (field.metadata or {}).get(b"avro.logical") == b"uuid":
         return uuid.UUID(found)
     return bool_as_int(found)
+
+
+def scalar_of(field: pa.Field, text: str) -> KeyScalar:
+    """What somebody wrote as a value of the column, to compare it with; ValueError where it is none.
+
+    A time without a zone stays text: it is compared as the database keeps it.
+    """
+    kind = field.type
+    if (field.metadata or {}).get(b"avro.logical") == b"uuid":
+        return uuid.UUID(text)
+    if pa.types.is_integer(kind):
+        return int(text)
+    if pa.types.is_decimal(kind):
+        return _finite(text)
+    if pa.types.is_floating(kind):
+        return float(_finite(text))
+    if pa.types.is_date(kind):
+        return dt.date.fromisoformat(text)
+    if pa.types.is_timestamp(kind):
+        moment = dt.datetime.fromisoformat(text)
+        if kind.tz is None and moment.tzinfo is None:
+            return text
+        if kind.tz is None:
+            raise ValueError("the column's times have no zone; leave the offset out")
+        return moment if moment.tzinfo is not None else moment.replace(tzinfo=dt.UTC)
+    if pa.types.is_string(kind) or pa.types.is_large_string(kind):
+        return text
+    raise ValueError("values of its type cannot be written as text")
+
+
+def _finite(text: str) -> decimal.Decimal:
+    try:
+        value = decimal.Decimal(text)
+    except decimal.InvalidOperation:
+        raise ValueError("not a number") from None
+    if not value.is_finite():
+        raise ValueError("not a finite number")
+    return value
 
 
 def bool_as_int(value: Any) -> KeyScalar:

@@ -13,7 +13,7 @@ from telethon import types
 
 from producer.config import StreamConfig
 from producer.errors import ConfigError
-from producer.model import Checkpoint, Dataset, KeyPosition, Position, Split
+from producer.model import Between, Checkpoint, Dataset, KeyPosition, Position, Split
 from producer.ratelimit import RateLimiter, TokenBucket
 from producer.sources.telegram import history, record
 from producer.sources.telegram.account import Account
@@ -179,6 +179,25 @@ class TelegramSource:
         """Never: the account's requests take turns, so that a further reader would only wait with the others."""
         return None
 
+    async def replay(self, stream: StreamConfig, dataset: Dataset, split_id: str, wanted: Between) -> Split:
+        """Message ids or, with column ``date``, times (ISO 8601; without an offset UTC) of the chat itself."""
+        *_, chat = await self.succession(stream)
+        top = (await history.top(self.account, chat))[0]
+        first, last = (None if end is None else str(end) for end in (wanted.first, wanted.last))
+        what = f"stream {stream.name!r}, replay"
+        if wanted.column not in ("", "id", "date"):
+            raise ConfigError(f"{what}: a chat has no range of {wanted.column!r}", hint="column id or date")
+        try:
+            if wanted.column == "date":
+                low = 0 if first is None else await history.id_before(self.account, chat, _moment(first))
+                high = top if last is None else await history.id_before(self.account, chat, _just_after(_moment(last)))
+            else:
+                low, high = 0 if first is None else int(first) - 1, top if last is None else int(last)
+        except ValueError:
+            raise ConfigError(f"{what}: {first} to {last} is not a range of {wanted.column or 'id'}") from None
+        low = max(0, low)
+        return Split(split_id, _at(chat, low), _at(chat, max(low, min(high, top))))
+
     async def remaining(self, stream: StreamConfig, dataset: Dataset, checkpoint: Checkpoint) -> int | None:
         """About how many messages are to come: the ids that are left, times how many of the chat's ids are taken."""
         if checkpoint.done:
@@ -242,6 +261,12 @@ def selected_fields(stream: StreamConfig) -> tuple[str, ...]:
 
 def _at(chat: Chat, message_id: int) -> KeyPosition:
     return KeyPosition((chat.marked_id, message_id))
+
+
+def _moment(text: str) -> dt.datetime:
+    """ISO 8601 as a time; ValueError for other text. Without an offset it is UTC."""
+    moment = dt.datetime.fromisoformat(text)
+    return moment if moment.tzinfo is not None else moment.replace(tzinfo=dt.UTC)
 
 
 def _just_after(date: dt.datetime) -> dt.datetime:
