@@ -13,6 +13,7 @@ from types import FrameType
 from typing import TYPE_CHECKING, Any
 
 from producer.commands import options
+from producer.lean import arrow_without_pandas
 
 if TYPE_CHECKING:
     from producer.config import Config
@@ -35,6 +36,7 @@ def run(args: argparse.Namespace) -> int:
     # As process 1 of a container an unhandled SIGTERM is ignored: heard before anything slow begins.
     signal.signal(signal.SIGTERM, _exit_now)
     config = options.load(args)
+    arrow_without_pandas()
     summaries, stopped_by = asyncio.run(stream_all(config, once=args.once, redact=args.redact))
     for summary in summaries if args.json else ():
         options.say_json(summary.to_json())

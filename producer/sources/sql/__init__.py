@@ -214,7 +214,7 @@ class SqlReader:
         rows = await self._session.fetch(query)
         batch = self._distinct(rows, limit)
         reached = KeyPosition(rows.key_at(batch.num_rows - 1)) if batch.num_rows else start
-        return Page(batch, reached, is_last(batch.num_rows, limit, reached, split.upper))
+        return Page(batch, reached, not rows.cut and is_last(batch.num_rows, limit, reached, split.upper))
 
     async def _fetch_offset(self, position: Position | None, limit: int) -> Page:
         selection = self._selection
@@ -226,9 +226,10 @@ class SqlReader:
             mark=self._database.mark,
             deferred=skip >= DEFERRED_FROM_ROWS,
         )
-        batch = self._distinct(await self._session.fetch(query), count)
+        rows = await self._session.fetch(query)
+        batch = self._distinct(rows, count)
         reached = OffsetPosition(skip + batch.num_rows)
-        return Page(batch, reached, is_last(batch.num_rows, limit, reached, self._split.upper))
+        return Page(batch, reached, not rows.cut and is_last(batch.num_rows, limit, reached, self._split.upper))
 
     def _distinct(self, rows: Rows, limit: int) -> pa.RecordBatch:
         """The page without the row that was read beyond it to prove, where no index does, that no two rows have the
@@ -243,7 +244,7 @@ class SqlReader:
                 f"stream {self._stream.name!r}: several rows have the key ({', '.join(names)}) = ({key})",
                 hint="name columns in key that tell all rows apart",
             )
-        return rows.batch.slice(0, limit)
+        return rows.batch.slice(0, rows.batch.num_rows - 1 if rows.cut else limit)
 
 
 __all__ = ["SqlConfig", "SqlReader", "SqlSource"]

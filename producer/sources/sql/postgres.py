@@ -15,11 +15,12 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor
 from datetime import date
 from functools import partial
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, TypeVar
 from urllib.parse import parse_qsl, quote_plus, urlencode, urlsplit, urlunsplit
 
-import adbc_driver_postgresql.dbapi as adbc
+import adbc_driver_postgresql
 import pyarrow as pa
+from adbc_driver_manager import Error
 
 from producer.errors import (
     AuthenticationError,
@@ -31,15 +32,13 @@ from producer.errors import (
 )
 from producer.model import KeyScalar
 from producer.sources.sql import postgres_types
+from producer.sources.sql.adbc import MAX_RESULT_BYTES, Connection, Result, tuples
 from producer.sources.sql.arrow import Unreadable
 from producer.sources.sql.names import bind_named, split_name
 from producer.sources.sql.postgres_catalog import parameter_types, reflect
 from producer.sources.sql.scalars import key_of, key_scalar
 from producer.sources.sql.table import Options, Query, Rows, Table
 from producer.sources.sql.threads import STOP_GRACE_S, in_thread
-
-if TYPE_CHECKING:
-    from adbc_driver_manager.dbapi import Connection
 
 T = TypeVar("T")
 
@@ -100,8 +99,8 @@ class PostgresSession:
     async def fetch(self, query: Query) -> Rows:
         def work(connection: Connection) -> Rows:
             with _transaction(connection, self._options, query) as sql:
-                table = _read(connection, sql)
-            return _page(table, query)
+                result = _read(connection, sql)
+            return _page(result, query)
 
         return await self.run(work)
 
@@ -133,7 +132,7 @@ class PostgresSession:
             with _translated(options):
                 connection, self._connection = self._connection, None  # put back only when it is fit for use
                 if connection is None:
-                    connection = adbc.connect(_libpq_uri(options))
+                    connection = Connection(adbc_driver_postgresql.connect(_libpq_uri(options)))
                 current.append(connection)
                 try:
                     result = work(connection)
@@ -146,8 +145,8 @@ class PostgresSession:
 
         def stop() -> None:
             for connection in current:
-                with contextlib.suppress(adbc.Error):
-                    connection.adbc_cancel()
+                with contextlib.suppress(Error):
+                    connection.cancel()
 
         current: list[Connection] = []
         deadline_s = options.connect_timeout_s + options.statement_timeout_s + STOP_GRACE_S
@@ -160,7 +159,7 @@ class PostgresSession:
         """Keeps a connection that can still roll back, closes one that cannot."""
         try:
             connection.rollback()
-        except adbc.Error:
+        except Error:
             _close(connection)
         else:
             self._keep(connection)
@@ -214,20 +213,17 @@ def _array_item(value: Any) -> str:
 
 def _rows(connection: Connection, sql: str, values: Sequence[Any] = ()) -> list[tuple[Any, ...]]:
     """A small result as tuples, with bound parameters."""
-    with connection.cursor(adbc_stmt_kwargs={"adbc.postgresql.use_copy": "false"}) as cursor:
-        cursor.execute(sql, parameters=tuple(values) or None)
-        return cursor.fetchall()
+    return tuples(connection.read(sql, values, {"adbc.postgresql.use_copy": "false"}))
 
 
-def _read(connection: Connection, sql: str) -> pa.Table:
+def _read(connection: Connection, sql: str) -> Result:
     """The fetch seam: a SELECT's result from the wire, in the driver's own Arrow types."""
-    with connection.cursor() as cursor:
-        cursor.execute(sql)
-        return cursor.fetch_arrow_table()
+    return connection.read_bounded(sql, (), {"adbc.postgresql.batch_size_hint_bytes": str(MAX_RESULT_BYTES)})
 
 
-def _page(table: pa.Table, query: Query) -> Rows:
+def _page(result: Result, query: Query) -> Rows:
     """The driver's columns as the query's: one record batch of the declared types."""
+    table = result.table
     arrays = []
     guards = iter(table.columns[len(query.columns) :])
     for i, column in enumerate(query.columns):
@@ -242,7 +238,7 @@ def _page(table: pa.Table, query: Query) -> Rows:
         except Unreadable as error:
             raise error.error(column.name, _shown_key(table, query, error.row)) from None
     batch = pa.RecordBatch.from_arrays(arrays, schema=pa.schema([column.field for column in query.columns]))
-    return Rows(batch, partial(key_of, batch, query.key))
+    return Rows(batch, partial(key_of, batch, query.key), result.cut)
 
 
 def _shown_key(table: pa.Table, query: Query, row: int) -> str:
@@ -251,7 +247,7 @@ def _shown_key(table: pa.Table, query: Query, row: int) -> str:
 
 
 def _close(connection: Connection) -> None:
-    with contextlib.suppress(adbc.Error):
+    with contextlib.suppress(Error):
         connection.close()
 
 
@@ -276,7 +272,7 @@ def _libpq_uri(options: Options) -> str:
 def _translated(options: Options) -> Iterator[None]:
     try:
         yield
-    except adbc.Error as error:
+    except Error as error:
         raise _translate(error, options) from None
 
 

@@ -16,12 +16,13 @@ import datetime as dt
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Executor
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, TypeVar
 from urllib.parse import quote as percent
 from urllib.parse import unquote
 
-import adbc_driver_sqlite.dbapi as adbc
+import adbc_driver_sqlite
 import pyarrow as pa
+from adbc_driver_manager import Error
 
 from producer.errors import (
     ConfigError,
@@ -32,13 +33,11 @@ from producer.errors import (
 )
 from producer.model import KeyScalar
 from producer.sources.sql import sqlite_types
+from producer.sources.sql.adbc import Connection, tuples
 from producer.sources.sql.arrow import Unreadable
 from producer.sources.sql.names import bind_named, nearest, quote, split_name
 from producer.sources.sql.table import Options, Query, Rows, Table
 from producer.sources.sql.threads import in_thread
-
-if TYPE_CHECKING:
-    from adbc_driver_manager.dbapi import Connection
 
 T = TypeVar("T")
 
@@ -137,7 +136,7 @@ class SqliteSession:
 
         def stop() -> None:
             for connection in current:
-                connection.adbc_cancel()
+                connection.cancel()
 
         current: list[Connection] = []
         try:
@@ -150,7 +149,7 @@ class SqliteSession:
 
 
 def _open(path: Path) -> Connection:
-    connection = adbc.connect(f"file:{percent(str(path))}?mode=ro")
+    connection = Connection(adbc_driver_sqlite.connect(f"file:{percent(str(path))}?mode=ro"))
     _rows(connection, "PRAGMA busy_timeout = 2000", {})
     connection.rollback()
     return connection
@@ -216,15 +215,12 @@ def _read(connection: Connection, sql: str, params: Mapping[str, Any]) -> pa.Tab
     numbered = bind_named(sql, lambda name: f"?{names.index(name) + 1}")
     values = tuple(_plain_value(value) for value in params.values())
     # One batch: the driver derives the types from a page's first batch.
-    with connection.cursor(adbc_stmt_kwargs={"adbc.sqlite.query.batch_rows": "1000000"}) as cursor:
-        cursor.execute(numbered, parameters=values or None)
-        return cursor.fetch_arrow_table()
+    return connection.read(numbered, values, {"adbc.sqlite.query.batch_rows": "1000000"})
 
 
 def _rows(connection: Connection, sql: str, params: Mapping[str, Any]) -> list[tuple[Any, ...]]:
     """A small result as tuples; a column's values are of one kind."""
-    columns = [column.to_pylist() for column in _read(connection, sql, params).columns]
-    return list(zip(*columns, strict=True))
+    return tuples(_read(connection, sql, params))
 
 
 def _whole(values: pa.ChunkedArray) -> pa.Array:
@@ -286,7 +282,7 @@ def _reflect(connection: Connection, name: str, decimal: str | None) -> Table:
 def _translated(path: Path) -> Iterator[None]:
     try:
         yield
-    except adbc.Error as error:
+    except Error as error:
         raise _translate(error, path) from None
     except UnicodeDecodeError:
         raise EncodeError(f"SQLite {str(path)!r}: a key's text is not UTF-8") from None

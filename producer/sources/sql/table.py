@@ -78,10 +78,14 @@ class Query:
 
 @dataclass(frozen=True, slots=True)
 class Rows:
-    """A query's result; `key_at` gives the key of a row as the database compares it."""
+    """A query's result; `key_at` gives the key of a row as the database compares it.
+
+    `cut` where the result goes on after these rows: they were enough for the memory of one page.
+    """
 
     batch: pa.RecordBatch
     key_at: Callable[[int], tuple[KeyScalar, ...]]
+    cut: bool = False
 
 
 class Session(Protocol):
