@@ -16,6 +16,7 @@ from producer.config import StreamConfig
 from producer.errors import (
     PermanentError,
     ProducerError,
+    RateLimitedError,
     SourceUnavailableError,
     StoreUnavailableError,
     TransientError,
@@ -81,8 +82,8 @@ class Stream:
         self._units: list[Unit] = []
         self._last_progress = 0.0
         self._next_free = 0.0
-        metrics.state("starting")
         self._replaying = asyncio.Lock()
+        metrics.state("starting")
 
     # --- control ---------------------------------------------------------------------------------------------------
 
@@ -94,8 +95,8 @@ class Stream:
         self._gate.clear()
         if self.status.state in ("starting", "running"):
             self._enter("paused")
-
         await self._remember_pause()
+
     async def resume(self) -> None:
         """Reads on; ProducerError as for `pause`."""
         self._gate.set()
@@ -156,8 +157,8 @@ class Stream:
         status.rows_remaining = max(0, dataset.rows_estimate - before) if dataset.rows_estimate is not None else None
         self._dataset = dataset
         self.started = True
-        log.info(
         await self._remember_pause()
+        log.info(
             "stream ready",
             stream=config.name,
             topic=config.topic,
@@ -174,24 +175,24 @@ class Stream:
         status.started_at = time.time()
         try:
             error = await self._run()
-        except asyncio.CancelledError:
             while error is None and not self._at_rest():  # a replay came in at the very end
                 error = await self._run()
+        except asyncio.CancelledError:
             self._enter("stopped")
             raise
         finally:
             status.finished_at = time.time()
-            self._metrics.splits(split_states(status.splits))
+            self._show_status()
         if error is not None:
             self.fail(error)
         elif all(progress.checkpoint.done for progress in status.splits):
             self._enter("complete")
-
         else:
             self._enter("stopped")
 
     def _at_rest(self) -> bool:
         return self._engine.stop.is_set() or all(progress.checkpoint.done for progress in self.status.splits)
+
     async def _run(self) -> ProducerError | None:
         try:
             async for attempt in self._attempts():
@@ -213,6 +214,7 @@ class Stream:
         self.failure = error
         self.status.error, self.status.hint = error.message, error.hint or None
         self._enter("failed")
+        self._metrics.failed(type(error).__name__)
         log.error("stream failed", stream=self.config.name, error=error.message, hint=error.hint or None)
 
     async def close(self) -> None:
@@ -237,7 +239,6 @@ class Stream:
         self.status.rows_read += rows
         self._metrics.page_fetch_seconds.observe(seconds)
         self._metrics.rows_read.inc(rows)
-        self._metrics.inflight_records.inc(rows)
 
     def encoded(self, seconds: float) -> None:
         self._metrics.encode_seconds.observe(seconds)
@@ -265,6 +266,8 @@ class Stream:
     def retried(self, error: TransientError, wait_s: float) -> None:
         self.status.retrying = error.message
         self._metrics.retried(type(error).__name__)
+        if isinstance(error, RateLimitedError):
+            self._metrics.rate_limit_wait_seconds.inc(wait_s)
         log.warning("retrying", stream=self.config.name, error=str(error), wait_s=round(wait_s, 1))
 
     async def throttle(self, rows: int) -> None:
@@ -282,13 +285,8 @@ class Stream:
         status, metrics = self.status, self._metrics
         rate_from = (time.monotonic(), status.rows_acked)
         while True:
-            metrics.splits(split_states(status.splits))
-            metrics.inflight_bytes.set(self._engine.budget.used_bytes)
-            metrics.inflight_records.set(status.rows_read - status.rows_acked)
-            if status.rows_total_estimate is not None:
-                metrics.backfill_rows_total_estimate.set(status.rows_total_estimate)
+            self._show_status()
             if status.rows_remaining is not None:
-                metrics.backfill_rows_remaining.set(status.rows_remaining)
                 seconds, rows = time.monotonic() - rate_from[0], status.rows_acked - rate_from[1]
                 if rows and seconds:
                     metrics.backfill_eta_seconds.set(status.rows_remaining / (rows / seconds))
@@ -307,12 +305,21 @@ class Stream:
                         metrics.source_lag_rows.set(status.rows_remaining)
 
 
-def split_states(splits: Sequence[SplitProgress]) -> Mapping[str, int]:
-    """How many splits are waiting, running and done."""
-    counts = {"waiting": 0, "running": 0, "done": 0}
-    for progress in splits:
-        counts["done" if progress.checkpoint.done else "running" if progress.active else "waiting"] += 1
-    return counts
+    def _show_status(self) -> None:
+        """The gauges that say what the status says."""
+        status, metrics = self.status, self._metrics
+        metrics.splits(split_states(status.splits))
+        metrics.inflight_bytes.set(self._engine.budget.used_bytes)
+        waiting = [page for progress in status.splits for page in progress.unacknowledged.values()]
+        metrics.inflight_records.set(sum(rows for _, rows in waiting))
+        oldest_s = max((time.monotonic() - sent for sent, _ in waiting), default=0.0)
+        metrics.oldest_unacknowledged_seconds.set(oldest_s)
+        if status.rows_total_estimate is not None:
+            metrics.backfill_rows_total_estimate.set(status.rows_total_estimate)
+        if status.rows_remaining is not None:
+            metrics.backfill_rows_remaining.set(status.rows_remaining)
+
+
 @asynccontextmanager
 async def control_deadline(what: str) -> AsyncIterator[None]:
     """For what somebody waits for at the other end of a request."""
@@ -323,3 +330,9 @@ async def control_deadline(what: str) -> AsyncIterator[None]:
         raise StoreUnavailableError(f"{what}: no answer in {CONTROL_DEADLINE_S:g} s", hint="try again") from None
 
 
+def split_states(splits: Sequence[SplitProgress]) -> Mapping[str, int]:
+    """How many splits are waiting, running and done."""
+    counts = {"waiting": 0, "running": 0, "done": 0}
+    for progress in splits:
+        counts["done" if progress.checkpoint.done else "running" if progress.active else "waiting"] += 1
+    return counts
