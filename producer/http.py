@@ -153,6 +153,7 @@ def status_json(status: StreamStatus, redact: Redact) -> dict[str, Json]:
         "rows_read": status.rows_read,
         "rows_acked": status.rows_acked,
         "bytes_acked": status.bytes_acked,
+        "dead_letters": status.dead_letters,
         "rows_remaining": status.rows_remaining,
         "rows_total_estimate": status.rows_total_estimate,
         "error": None if status.error is None else redact(status.error),

@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import importlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -21,7 +21,7 @@ from producer.unit import OpenWriter
 
 if TYPE_CHECKING:
     from producer.encoding.registry import RegistryClient
-    from producer.sinks.kafka import KafkaSink
+    from producer.sinks.kafka import Around, KafkaSink, KafkaWriter
     from producer.transforms import Transform
 
 
@@ -132,11 +132,13 @@ async def open_parts(config: Config, run_id: str) -> Parts:
             raise error.exceptions[0] from None
         raise
 
-    async def open_writer(stream: StreamConfig, dataset: Dataset, unit: str) -> PageWriter[Any]:
+    async def open_writer(
+        stream: StreamConfig, dataset: Dataset, unit: str, dead_lettered: Callable[[str], None]
+    ) -> PageWriter[Any]:
         transactional_id = None
         if config.delivery == "exactly_once":
             transactional_id = cast(LendingStore, store).transactional_id(unit)
-        return await open_kafka_writer(stream, dataset, sink, registry, transactional_id)
+        return await open_kafka_writer(stream, dataset, sink, registry, transactional_id, dead_lettered)
 
     return Parts(sources, store, open_writer, [sink, *([registry] if registry else [])])
 
@@ -147,11 +149,13 @@ async def open_kafka_writer(
     sink: KafkaSink,
     registry: RegistryClient | None,
     transactional_id: str | None = None,
-) -> PageWriter[Any]:
+    dead_lettered: Callable[[str], None] | None = None,
+) -> KafkaWriter:
     """Registers the schemas, makes the topic, and joins encoder and sink. Nothing is sent before all of it is well."""
     from producer.encoding.arrow_avro import AvroEncoder
     from producer.encoding.records import RecordEncoder
     from producer.encoding.schema import crc64_fingerprint
+    from producer.sinks.dead_letters import DeadLetters
 
     schemas, transform = schemas_of(stream, dataset), transform_of(stream, dataset)
     columns = dataset.schema if transform is None else transform.dataset.schema
@@ -168,10 +172,48 @@ async def open_kafka_writer(
     await sink.ensure_topic(stream.topic, stream.partitions, stream.replication_factor, stream.topic_config)
     key = AvroEncoder(schemas.key, columns, prefix=key_prefix) if schemas.key is not None else None
     value = AvroEncoder(schemas.value, columns, prefix=value_prefix)
-    return sink.writer(
+    around: Around | None = None if transform is None else lambda page, prepare: prepare(transform.page(page))
+    if stream.on_bad_record == "dead_letter":
+        letters = await open_letters_writer(stream, sink, registry, transactional_id)
+        around = DeadLetters(stream, dataset, transform, letters).around
+    writer = sink.writer(
         stream,
         RecordEncoder(key, value, stream=stream.name),
         fingerprint=fingerprint,
         transactional_id=transactional_id,
-        around=None if transform is None else lambda page, prepare: prepare(transform.page(page)),
+        around=around,
+    )
+    writer.dead_lettered = dead_lettered
+    return writer
+
+
+async def open_letters_writer(
+    stream: StreamConfig, sink: KafkaSink, registry: RegistryClient | None, transactional_id: str | None = None
+) -> KafkaWriter:
+    """The writer of the stream's dead letters, to a topic made like the stream's own."""
+    from producer.encoding.arrow_avro import AvroEncoder
+    from producer.encoding.records import RecordEncoder
+    from producer.encoding.schema import crc64_fingerprint
+    from producer.sinks import dead_letters
+
+    topic = dead_letters.topic_of(stream)
+    prefixes = [b"", b""]
+    fingerprint: bytes | None = None
+    schemas = (dead_letters.KEY_SCHEMA, dead_letters.SCHEMA)
+    if registry is not None:
+        prefixes = [await registry.register(topic, schema, is_key=i == 0) for i, schema in enumerate(schemas)]
+    else:
+        fingerprint = crc64_fingerprint(dead_letters.SCHEMA)
+        for schema in schemas:
+            await sink.publish_schema(crc64_fingerprint(schema).hex(), schema)
+    await sink.ensure_topic(topic, stream.partitions, stream.replication_factor, stream.topic_config)
+    key, value = (
+        AvroEncoder(schema, dead_letters.ARROW_SCHEMA, prefix=prefix)
+        for schema, prefix in zip(schemas, prefixes, strict=True)
+    )
+    return sink.writer(
+        stream.model_copy(update={"topic": topic}),
+        RecordEncoder(key, value, stream=stream.name),
+        fingerprint=fingerprint,
+        transactional_id=transactional_id,
     )

@@ -333,6 +333,7 @@ async def _fetch(
             break
         started = time.perf_counter()
         page = await reader.fetch(position, sizer.rows)
+        page = replace(page, after=position if position is not None else progress.checkpoint.split.lower)
         io.observe_fetch(time.perf_counter() - started, page.rows)
         sizer.saw(page.rows, page.batch.nbytes)
         reservation.resize(page.batch.nbytes)

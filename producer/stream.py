@@ -48,6 +48,7 @@ class StreamStatus:
     rows_read: int = 0
     rows_acked: int = 0
     bytes_acked: int = 0
+    dead_letters: int = 0
     rows_total_estimate: int | None = None
     rows_remaining: int | None = None
     error: str | None = None
@@ -135,7 +136,7 @@ class Stream:
         engine, config = self._engine, self.config
         dataset = await self._source.describe(config)
         if self._writer is None:
-            self._writer = await engine.open_writer(config, dataset, config.name)
+            self._writer = await engine.open_writer(config, dataset, config.name, self.dead_lettered)
         unit = Unit(config.name, config, self._source, dataset, self._writer, engine, self, self._gate, engine.stop)
         state = await unit.claim()
         if state is None:
@@ -143,7 +144,8 @@ class Stream:
         elif unit.follows and all(c.split.upper is not None or c.split.is_replay for c in state.checkpoints):
             # A snapshot that is to be followed from now on: an open split begins where the plan ended.
             planned = [c.split for c in state.checkpoints if not c.split.is_replay]
-            tail = Checkpoint(Split(f"{len(planned)}", lower=planned[-1].upper))
+            (end,) = {split.upper for split in planned} - {split.lower for split in planned}
+            tail = Checkpoint(Split(str(1 + max(int(split.id) for split in planned)), lower=end))
             await engine.store.commit(unit.name, unit.epoch, [tail])
             unit.splits.append(SplitProgress(tail))
         status = self.status
@@ -201,13 +203,16 @@ class Stream:
             self._enter("running" if self._gate.is_set() else "paused")
             watching = asyncio.create_task(self._watch())
             try:
-                for unit in self._units:
-                    await unit.run()
+                await self._run_units()
             finally:
                 watching.cancel()
         except ProducerError as error:
             return error
         return None
+
+    async def _run_units(self) -> None:
+        for unit in self._units:
+            await unit.run()
 
     def fail(self, error: ProducerError) -> None:
         """The stream is over: `error` is the reason."""
@@ -257,6 +262,17 @@ class Stream:
         self._metrics.ack_seconds.observe(seconds)
         self._metrics.records_acked.inc(rows)
         self._metrics.bytes_acked.inc(size)
+
+    def dead_lettered(self, reason: str) -> None:
+        self.status.dead_letters += 1
+        self._metrics.dead_letter(reason)
+        if self.status.dead_letters == 1:
+            log.warning(
+                "bad records go to the dead letters",
+                stream=self.config.name,
+                reason=reason,
+                hint="look at them with: producer dead-letters list CONFIG STREAM",
+            )
 
     def committed(self, changed: Sequence[Checkpoint], seconds: float) -> None:
         self.status.last_commit_at = time.time()

@@ -281,7 +281,9 @@ def service_of(
         }
     )
 
-    async def open_writer(stream: StreamConfig, dataset: Dataset, unit: str) -> ScriptedWriter:
+    async def open_writer(
+        stream: StreamConfig, dataset: Dataset, unit: str, dead_lettered: Callable[[str], None]
+    ) -> ScriptedWriter:
         return writers[stream.name]
 
     async def parts(config: Config, run_id: str) -> Parts:

@@ -1,0 +1,180 @@
+"""Owns the claims about dead letters: each bad row is there exactly once, all others arrive, and nothing masked shows."""
+
+from __future__ import annotations
+
+import asyncio
+import io
+import json
+import sqlite3
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import fastavro
+import pytest
+import yaml
+
+from producer.config import load_config
+from producer.metrics import Metrics
+from producer.service import Service
+from producer.sinks.dead_letters import KEY_SCHEMA, SCHEMA
+from tests.integration.kafka_rows import read_topic
+
+ROWS = 5000
+EVERY = 1000
+BAD = list(range(EVERY // 2, ROWS, EVERY))
+_LETTER = fastavro.parse_schema(json.loads(json.dumps(SCHEMA)))
+_LETTER_KEY = fastavro.parse_schema(json.loads(json.dumps(KEY_SCHEMA)))
+
+
+@dataclass
+class Shop:
+    """A table of `ROWS` rows, and a configuration that reads it."""
+
+    folder: Path
+    bootstrap: str
+    name: str
+
+    def fill(self, columns: str, rows: Sequence[tuple[Any, ...]]) -> None:
+        connection = sqlite3.connect(self.folder / "shop.db")
+        with connection:
+            connection.execute("DROP TABLE IF EXISTS t")
+            connection.execute(f"CREATE TABLE t ({columns})")
+            connection.executemany(f"INSERT INTO t VALUES ({','.join('?' * len(rows[0]))})", rows)
+        connection.close()
+
+    def write(self, more: Mapping[str, Any], **stream: Any) -> Path:
+        path = self.folder / "producer.yaml"
+        config = {
+            "app": self.name,
+            "kafka": {"bootstrap_servers": self.bootstrap},
+            "sources": {"shop": {"type": "sql", "url": f"sqlite:///{self.folder / 'shop.db'}"}},
+            "streams": [
+                {"source": "shop", "table": "t", "topic": self.name, "partitions": 3, "on_bad_record": "dead_letter"}
+                | stream
+            ],
+        } | more
+        path.write_text(yaml.safe_dump(config))
+        return path
+
+    async def run(self, more: Mapping[str, Any] | None = None, **stream: Any) -> str:
+        """Runs to the end; the metrics' text."""
+        metrics = Metrics()
+        config = load_config(self.write(more or {}, **stream), {"SALT": "pepper and salt"})
+        (summary,) = await Service(config, metrics=metrics, run_id="r").run(once=True, stop=asyncio.Event())
+        assert summary.error is None
+        assert (summary.state, summary.acked) == ("complete", ROWS)
+        return metrics.text().decode()
+
+    async def keys(self) -> list[int]:
+        """The ids on the topic, from the records' keys (a long of Avro)."""
+        schema = fastavro.parse_schema(
+            {"type": "record", "name": "k", "fields": [{"name": "id", "type": "long"}]}  # as the derived key schema
+        )
+        found = [
+            fastavro.schemaless_reader(io.BytesIO(record.key), schema, None)
+            for record in await read_topic(self.bootstrap, self.name, isolation_level="read_committed")
+        ]
+        return sorted(key["id"] for key in found if isinstance(key, dict))
+
+    async def letters(self) -> list[dict[str, Any]]:
+        found = []
+        for record in await read_topic(self.bootstrap, f"{self.name}.dlq", isolation_level="read_committed"):
+            letter: Any = fastavro.schemaless_reader(io.BytesIO(record.value), _LETTER, None)
+            key: Any = fastavro.schemaless_reader(io.BytesIO(record.key), _LETTER_KEY, None)
+            assert key == {"stream": "t", "row_key": letter["row_key"]}
+            found.append(letter)
+        return sorted(found, key=lambda letter: str(letter["row"]))
+
+
+@pytest.fixture
+def shop(tmp_path: Path, kafka_bootstrap: str, unique: str) -> Shop:
+    return Shop(tmp_path, kafka_bootstrap, unique)
+
+
+def _bad_ids(letters: Sequence[Mapping[str, Any]]) -> list[int]:
+    return sorted(json.loads(letter["row"])["id"] for letter in letters)
+
+
+KINDS: dict[str, tuple[str, Any, Any, dict[str, Any], str]] = {
+    "a value that does not fit the schema": (
+        "n INTEGER",
+        1,
+        2**40,
+        {"schema": "t.avsc"},
+        "EncodeError",
+    ),
+    "a record that is too large": ("b BLOB", b"x", b"\0" * 3_000_000, {}, "RecordTooLargeError"),
+    "a value that cannot be cast": ("a TEXT", "1.5", "one", {"transforms": [{"cast": {"a": "double"}}]}, "EncodeError"),
+    "a value that is not of its column's type": ("d DATE", "2024-01-01", "someday", {}, "EncodeError"),
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("delivery", ["at_least_once", "exactly_once"])
+async def test_every_poison_row_is_in_the_dead_letters_once_and_all_others_arrive(
+    shop: Shop, kind: str, delivery: str
+) -> None:
+    declared, good, bad, stream, reason = KINDS[kind]
+    shop.fill(
+        f"id INTEGER PRIMARY KEY, {declared}", [(i, bad if i in BAD else good) for i in range(1, ROWS + 1)]
+    )
+    (shop.folder / "t.avsc").write_text(
+        json.dumps(
+            {
+                "type": "record",
+                "name": "t",
+                "fields": [{"name": "id", "type": "long"}, {"name": "n", "type": ["null", "int"]}],
+            }
+        )
+    )
+    more: dict[str, Any] = {"kafka": {"bootstrap_servers": shop.bootstrap, "compression": "none"}}
+    if delivery == "exactly_once":
+        more |= {"delivery": delivery, "checkpoints": {"type": "kafka"}}
+    metrics = await shop.run(more, **stream)
+    assert await shop.keys() == [i for i in range(1, ROWS + 1) if i not in BAD]
+    letters = await shop.letters()
+    assert _bad_ids(letters) == BAD
+    assert {letter["reason"] for letter in letters} == {reason}
+    assert {letter["complete"] for letter in letters} == {reason != "RecordTooLargeError"}
+    for letter in letters:
+        assert json.loads(letter["key"]) == {"id": json.loads(letter["row"])["id"]}
+        after, upto = (json.loads(letter[f"position_{end}"] or "null") for end in ("after", "upto"))
+        assert (after["key"][0] if after else 0) < json.loads(letter["key"])["id"] <= upto["key"][0]
+    counts = [line for line in metrics.splitlines() if line.startswith("producer_dead_letters_total")]
+    (count,) = [float(line.rpartition(" ")[2]) for line in counts if f'reason="{reason}"' in line]
+    assert count == len(BAD)
+
+
+async def test_what_is_masked_or_dropped_shows_in_no_letter(shop: Shop) -> None:
+    shop.fill(
+        "id INTEGER PRIMARY KEY, email TEXT, ssn TEXT, a TEXT",
+        [(i, f"secret{i}", f"hidden{i}", "one" if i in BAD else "1") for i in range(1, ROWS + 1)],
+    )
+    await shop.run(
+        transforms=[{"mask": ["email"], "salt": "${SALT}"}, {"drop": ["ssn"]}, {"cast": {"a": "int"}}],
+    )
+    letters = await shop.letters()
+    assert _bad_ids(letters) == BAD
+    assert {tuple(json.loads(letter["row"])) for letter in letters} == {("id", "a")}
+    assert "secret" not in str(letters) + str(await read_topic(shop.bootstrap, f"{shop.name}.dlq"))
+
+
+async def test_a_masked_key_shows_in_no_letter(shop: Shop) -> None:
+    shop.fill(
+        "id INTEGER PRIMARY KEY, a TEXT", [(i + 7_000_000, "one" if i in BAD else "1") for i in range(1, ROWS + 1)]
+    )
+    await shop.run(transforms=[{"mask": ["id"], "salt": "${SALT}"}, {"cast": {"a": "int"}}])
+    records = await read_topic(shop.bootstrap, f"{shop.name}.dlq")
+    assert len(records) == len(BAD)
+    assert "7000" not in str(records)
+
+
+async def test_with_fail_a_poison_row_stops_the_stream_and_makes_no_letter(shop: Shop) -> None:
+    shop.fill("id INTEGER PRIMARY KEY, a TEXT", [(1, "1"), (2, "one")])
+    path = shop.write({}, on_bad_record="fail", transforms=[{"cast": {"a": "int"}}])
+    (summary,) = await Service(load_config(path, {}), metrics=Metrics(), run_id="r").run(once=True, stop=asyncio.Event())
+    assert summary.state == "failed"
+    assert summary.error is not None
+    assert "id=2" in summary.error
