@@ -23,13 +23,16 @@ from prometheus_client import (
     generate_latest,
 )
 
-from producer import __version__
+from producer import __version__, errors
 
 StreamStateName = Literal["starting", "running", "paused", "complete", "failed", "stopped"]
 SplitStateName = Literal["waiting", "running", "done", "failed"]
 
 _STREAM = ("stream", "source", "topic")
 _SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)
+_TRANSIENT = ("TransientError", *(kind.__name__ for kind in errors.TransientError.__subclasses__()))
+_PERMANENT = ("PermanentError", *(kind.__name__ for kind in errors.PermanentError.__subclasses__()))
+_BAD_RECORDS = ("EncodeError", "RecordTooLargeError")
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 
 # Not a metric of ours: a `_created` series beside each counter and histogram, which doubles what is scraped.
@@ -45,6 +48,7 @@ class StreamMetrics:
     bytes_acked: Counter
     inflight_records: Gauge
     inflight_bytes: Gauge
+    oldest_unacknowledged_seconds: Gauge
     page_fetch_seconds: Histogram
     encode_seconds: Histogram
     ack_seconds: Histogram
@@ -75,6 +79,10 @@ class StreamMetrics:
         """One more retry; `reason` is the error's class, such as ``SourceUnavailableError``."""
         self._all.retries.labels(*self._labels, reason).inc()
 
+    def failed(self, reason: str) -> None:
+        """The stream has failed; `reason` is the error's class, such as ``AuthenticationError``."""
+        self._all.failures.labels(*self._labels, reason).inc()
+
     def dead_letter(self, reason: str) -> None:
         """One more record in the dead-letter topic; `reason` is the error's class."""
         self._all.dead_letters.labels(*self._labels, reason).inc()
@@ -101,8 +109,11 @@ class Metrics:
         self.rows_read = counter("rows_read_total", "Rows read from the source.")
         self.records_acked = counter("records_acked_total", "Records that the broker has acknowledged.")
         self.bytes_acked = counter("bytes_acked_total", "Bytes of acknowledged records, before compression.")
-        self.inflight_records = gauge("inflight_records", "Records read and not yet acknowledged.")
+        self.inflight_records = gauge("inflight_records", "Records sent and not yet acknowledged.")
         self.inflight_bytes = gauge("inflight_bytes", "Memory held by records that are not yet acknowledged.")
+        self.oldest_unacknowledged_seconds = gauge(
+            "oldest_unacknowledged_seconds", "How long the oldest record in flight has waited; 0: none is in flight."
+        )
         self.page_fetch_seconds = seconds("page_fetch_seconds", "Time to fetch a page from the source.")
         self.encode_seconds = seconds("encode_seconds", "Time to encode a page.")
         self.ack_seconds = seconds("ack_seconds", "Time from handing a page over to its acknowledgement.")
@@ -119,6 +130,7 @@ class Metrics:
         self.source_lag_seconds = gauge("source_lag_seconds", "Age of the newest acknowledged row in the source.")
         self.source_lag_rows = gauge("source_lag_rows", "About how many rows the source is ahead of the topic.")
         self.retries = counter("retries_total", "Attempts after a transient error, by its class.", "reason")
+        self.failures = counter("failures_total", "Times the stream failed for good, by the error's class.", "reason")
         self.rate_limit_wait_seconds = counter("rate_limit_wait_seconds_total", "Time waited because of a rate limit.")
         self.dead_letters = counter("dead_letters_total", "Records sent to the dead-letter topic.", "reason")
         self.gap_holes_open = gauge("gap_holes_open", "Missing ids that a late commit may still fill.")
@@ -132,12 +144,20 @@ class Metrics:
     def stream(self, name: str, source: str, topic: str) -> StreamMetrics:
         """The series of one stream; the same ones when called again."""
         labels = (name, source, topic)
+        for by_reason, reasons in (
+            (self.retries, _TRANSIENT),
+            (self.dead_letters, _BAD_RECORDS),
+            (self.failures, (*_TRANSIENT, *_PERMANENT)),
+        ):
+            for reason in reasons:
+                by_reason.labels(*labels, reason)
         return StreamMetrics(
             rows_read=self.rows_read.labels(*labels),
             records_acked=self.records_acked.labels(*labels),
             bytes_acked=self.bytes_acked.labels(*labels),
             inflight_records=self.inflight_records.labels(*labels),
             inflight_bytes=self.inflight_bytes.labels(*labels),
+            oldest_unacknowledged_seconds=self.oldest_unacknowledged_seconds.labels(*labels),
             page_fetch_seconds=self.page_fetch_seconds.labels(*labels),
             encode_seconds=self.encode_seconds.labels(*labels),
             ack_seconds=self.ack_seconds.labels(*labels),

@@ -37,6 +37,7 @@ class SplitProgress:
     rows_read: int = 0
     active: bool = False
     halt: bool = False  # end the attempt early, drained: the split is about to be divided
+    unacknowledged: dict[int, tuple[float, int]] = field(default_factory=dict)  # page: (time.monotonic() sent, rows)
 
 
 @dataclass(frozen=True, slots=True)
@@ -237,6 +238,7 @@ async def run_split(io: StreamIO, reader: PageReader, progress: SplitProgress) -
     held: set[Reservation] = set()
     stage = asyncio.create_task(_move(io, reader, progress, window, failure, held))
     progress.active = True
+    progress.unacknowledged = {}  # late acknowledgements of an earlier attempt are not ours
     try:
         await asyncio.wait({stage, failure}, return_when=asyncio.FIRST_COMPLETED)
         if failure.done():
@@ -253,6 +255,7 @@ async def run_split(io: StreamIO, reader: PageReader, progress: SplitProgress) -
         for reservation in held:
             reservation.release()
         held.clear()
+        progress.unacknowledged.clear()
 
 
 async def _move(
@@ -281,8 +284,12 @@ async def _move(
                 sequence = window.submit(
                     page.position, page.rows, last=page.last and not follows(io, progress), detail=page.detail
                 )
+                waiting = progress.unacknowledged
+                waiting[sequence] = (time.monotonic(), page.rows)
                 future.add_done_callback(
-                    _Acknowledged(io, window, sequence, failure, reservation, held, sent, page.rows, prepared.bytes)
+                    _Acknowledged(
+                        io, window, sequence, failure, reservation, held, waiting, sent, page.rows, prepared.bytes
+                    )
                 )
             del page, prepared, item
         await fetching
@@ -378,6 +385,7 @@ class _Acknowledged:
     failure: asyncio.Future[None]
     reservation: Reservation
     held: set[Reservation]
+    waiting: dict[int, tuple[float, int]]
     sent: float
     rows: int
     bytes: int
@@ -385,6 +393,7 @@ class _Acknowledged:
     def __call__(self, future: asyncio.Future[None]) -> None:
         self.held.discard(self.reservation)
         self.reservation.release()
+        self.waiting.pop(self.sequence, None)
         error = asyncio.CancelledError() if future.cancelled() else future.exception()
         if error is None:
             self.window.acknowledge(self.sequence)

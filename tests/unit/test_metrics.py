@@ -13,6 +13,7 @@ CONTRACT = [
     "producer_bytes_acked_total",
     "producer_inflight_records",
     "producer_inflight_bytes",
+    "producer_oldest_unacknowledged_seconds",
     "producer_page_fetch_seconds",
     "producer_encode_seconds",
     "producer_ack_seconds",
@@ -27,6 +28,7 @@ CONTRACT = [
     "producer_retries_total",
     "producer_rate_limit_wait_seconds_total",
     "producer_dead_letters_total",
+    "producer_failures_total",
     "producer_gap_holes_open",
     "producer_gap_holes_expired_total",
     "producer_stream_state",
@@ -65,6 +67,17 @@ def test_labels_are_stream_source_topic_and_one_more_at_most(metrics: Metrics) -
         if name.startswith("producer_") and name != "producer_build_info":
             for labels, _ in found:
                 assert set(labels) - {"le", "state", "reason"} == {"stream", "source", "topic"}
+
+
+def test_what_has_not_happened_yet_is_counted_as_0(metrics: Metrics) -> None:
+    metrics.stream("quiet", "shop", "shop.quiet")
+    for name, reason in (
+        ("producer_retries_total", "SinkUnavailableError"),
+        ("producer_dead_letters_total", "EncodeError"),
+        ("producer_failures_total", "AuthenticationError"),
+    ):
+        values = {labels["reason"]: value for labels, value in samples(metrics)[name] if labels["stream"] == "quiet"}
+        assert values[reason] == 0
 
 
 def test_a_stream_is_in_one_state(metrics: Metrics) -> None:
