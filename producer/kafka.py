@@ -292,6 +292,12 @@ async def ensure_topic(
         return TopicInfo(name, found, int(values.get("max.message.bytes", DEFAULT_MAX_MESSAGE_BYTES)))
 
 
+async def topic_partitions(config: KafkaConfig, name: str) -> int | None:
+    """How many partitions a topic has; None where it is not there (and it is not made by asking)."""
+    async with admin(config) as client, asyncio.timeout(config.request_timeout_s):
+        return await _partitions(client, config, name)
+
+
 async def _topic(client: AIOKafkaAdminClient, name: str) -> dict[str, Any]:
     # describe_topics() would have the broker make the topic by its own defaults.
     response = await client._send_request(MetadataRequest([name], allow_auto_topic_creation=False))

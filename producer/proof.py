@@ -97,7 +97,7 @@ def digest_partition(
 
     async def read() -> Digest:
         found = Digest()
-        async for batch in _records(options, topic, partition):
+        async for batch in committed_records(options, topic, partition):
             found += digest(decoded(batch))
         return found
 
@@ -106,18 +106,24 @@ def digest_partition(
 
 async def read_schemas(options: Mapping[str, Any], state_topic: str, topic: str) -> Schemas:
     """What the state topic says under ``schema/<fingerprint>``."""
-    found = {}
-    async for batch in _records(options, state_topic, 0):
-        for record in batch:
-            if record.key is not None and record.key.startswith(b"schema/"):
-                found[bytes.fromhex(record.key.removeprefix(b"schema/").decode())] = json.loads(record.value)
+    found = await published_schemas(options, state_topic)
     keys = [schema for schema in found.values() if [f["name"] for f in schema.get("fields", ())] == ["id"]]
     if not keys:
         raise SinkUnavailableError(f"the state topic {state_topic!r} has no key schema for topic {topic!r}")
     return Schemas(keys[0], found)
 
 
-async def _records(options: Mapping[str, Any], topic: str, partition: int) -> Any:
+async def published_schemas(options: Mapping[str, Any], state_topic: str) -> dict[bytes, Any]:
+    """The schemas that stand in the state topic, by their fingerprints."""
+    found = {}
+    async for batch in committed_records(options, state_topic, 0):
+        for record in batch:
+            if record.key is not None and record.key.startswith(b"schema/") and record.value is not None:
+                found[bytes.fromhex(record.key.removeprefix(b"schema/").decode())] = json.loads(record.value)
+    return found
+
+
+async def committed_records(options: Mapping[str, Any], topic: str, partition: int) -> Any:
     """Lists of a partition's records, from its beginning to where it ends now."""
     from aiokafka import AIOKafkaConsumer, TopicPartition
 

@@ -6,4 +6,15 @@ a command runs.
 
 from __future__ import annotations
 
-COMMANDS: tuple[str, ...] = ("run", "validate", "plan", "status", "checkpoint", "schema", "dump", "demo", "telegram")
+COMMANDS: tuple[str, ...] = (
+    "run",
+    "validate",
+    "plan",
+    "status",
+    "verify",
+    "checkpoint",
+    "schema",
+    "dump",
+    "demo",
+    "telegram",
+)

@@ -106,6 +106,13 @@ class RegistryClient:
             )
         raise self._unexpected(f"subject {subject!r}", status, answer)
 
+    async def schema(self, schema_id: int) -> Json | None:
+        """The schema with that id as parsed JSON; None where the registry has none."""
+        status, answer = await self._request("GET", f"/schemas/ids/{schema_id}")
+        if status == 200 and isinstance(answer, dict) and isinstance(answer.get("schema"), str):
+            return json.loads(answer["schema"])
+        return None
+
     async def check(self, topic: str, schema: Json, *, is_key: bool) -> list[str]:
         """Why the schema may not become the subject's next version, a line a field; empty where it may."""
         subject = self.subject(topic, schema, is_key=is_key)

@@ -1,0 +1,105 @@
+"""Owns the claims about comparing two sides by hashes: every kind of difference, and the same result from files."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterable
+from contextlib import ExitStack
+
+import numpy as np
+import pytest
+
+from producer.reconcile import Comparison, Side, compare
+
+LIMIT = 10
+IN_MEMORY, IN_FILES = 1000, 3
+
+
+@pytest.fixture(params=[IN_MEMORY, IN_FILES])
+def capacity(request: pytest.FixtureRequest) -> int:
+    kept: int = request.param
+    return kept
+
+
+def compared(
+    source: Iterable[tuple[int, int, int]], topic: Iterable[tuple[int, int, int]], capacity: int
+) -> Comparison:
+    with ExitStack() as stack:
+        sides = [stack.enter_context(Side(capacity)) for _ in range(2)]
+        for side, records in zip(sides, (source, topic), strict=True):
+            for key, value, flag in records:
+                hashes = np.array([key * 2**56, value], dtype=np.int64)
+                side.add(hashes[:1], hashes[1:], bool(flag))
+        return compare(*sides, LIMIT)
+
+
+def keys(found: set[int]) -> list[int]:
+    return sorted(key >> 56 for key in found)
+
+
+ROWS = [(key, key * 7, 1) for key in range(-9, 10)]
+RECORDS = [(key, key * 7, 0) for key in range(-9, 10)]
+
+
+def test_equal_sides_in_any_order_agree(capacity: int) -> None:
+    found = compared(ROWS, random.Random(1).sample(RECORDS, len(RECORDS)), capacity)
+    assert found.agrees
+    assert (found.source_rows, found.topic_records, found.topic_keys, found.duplicates) == (19, 19, 19, 0)
+
+
+def test_a_missing_record_is_named(capacity: int) -> None:
+    found = compared(ROWS, [r for r in RECORDS if r[0] != 5], capacity)
+    assert not found.agrees
+    assert (found.missing, keys(found.missing_keys)) == (1, [5])
+    assert found.unexpected == found.differing == 0
+
+
+def test_an_extra_record_is_named(capacity: int) -> None:
+    found = compared(ROWS, [*RECORDS, (77, 1, 0)], capacity)
+    assert not found.agrees
+    assert (found.unexpected, keys(found.unexpected_keys)) == (1, [77])
+
+
+def test_another_value_is_named(capacity: int) -> None:
+    found = compared(ROWS, [(k, v + (k == 3), f) for k, v, f in RECORDS], capacity)
+    assert not found.agrees
+    assert (found.differing, keys(found.differing_keys)) == (1, [3])
+
+
+def test_duplicates_are_counted_and_agree(capacity: int) -> None:
+    found = compared(ROWS, [*RECORDS, *RECORDS[3:6], RECORDS[3]], capacity)
+    assert found.agrees
+    assert (found.duplicates, found.updates) == (4, 0)
+
+
+def test_the_last_record_of_a_key_counts(capacity: int) -> None:
+    assert compared(ROWS, [(4, 999, 0), *RECORDS], capacity).agrees
+    found = compared(ROWS, [*RECORDS, (4, 999, 0)], capacity)
+    assert (found.updates, keys(found.differing_keys)) == (1, [4])
+
+
+def test_a_tombstone_deletes(capacity: int) -> None:
+    deleted = compared([r for r in ROWS if r[0] != 2], [*RECORDS, (2, 0, 1)], capacity)
+    assert deleted.agrees
+    assert deleted.deleted == 1
+    still_there = compared(ROWS, [*RECORDS, (2, 0, 1)], capacity)
+    assert keys(still_there.missing_keys) == [2]
+    back_again = compared(ROWS, [(2, 0, 1), *RECORDS], capacity)
+    assert back_again.agrees
+
+
+def test_what_is_beyond_the_checkpoint_may_be_there_or_not(capacity: int) -> None:
+    beyond = [(50, 1, 0), (51, 1, 0)]
+    found = compared([*ROWS, *beyond], [*RECORDS, (50, 2, 0)], capacity)
+    assert found.agrees
+    assert found.pending == 1
+
+
+def test_names_are_limited_and_counts_are_not(capacity: int) -> None:
+    found = compared(ROWS, [], capacity)
+    assert found.missing == 19
+    assert len(found.missing_keys) == LIMIT
+
+
+def test_nothing_agrees_with_nothing(capacity: int) -> None:
+    assert compared([], [], capacity).agrees
