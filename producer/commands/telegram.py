@@ -40,6 +40,9 @@ def add_parser(subparsers: Any) -> None:
 
 
 def run_login(args: argparse.Namespace) -> int:
+    from producer.logs import configure_logs
+
+    configure_logs("error")  # the client library's own notes about the connection are no help here
     api_id = args.api_id or os.environ.get("TELEGRAM_API_ID")
     if not str(api_id or "").isdigit():
         raise ConfigError("--api-id is missing, or not a number", hint="get one at https://my.telegram.org")

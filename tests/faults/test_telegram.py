@@ -18,7 +18,9 @@ async def read(count: int, *faults: Fault, **settings: Any) -> tuple[Reading, li
     world = World([made_chat(CHAT, count, username="demo")])
     async with (
         Server(world, faults) as server,
-        open_source(server, hooks={"on_retry": reasons.append}, **settings) as source,
+        open_source(
+            server, hooks={"on_retry": lambda stream, reason: reasons.append(f"{stream} {reason}")}, **settings
+        ) as source,
     ):
         return await read_all(source, stream_config()), reasons, server
 
@@ -43,7 +45,7 @@ async def test_every_id_comes_exactly_once_under(fault: Fault, reason: str | Non
     reading, reasons, _ = await read(2500, fault, request_timeout_s=3.0)
     assert reading.ids == list(range(1, 2501))
     if reason is not None:
-        assert reason in reasons
+        assert f"chat {reason}" in reasons
 
 
 async def test_every_id_comes_exactly_once_under_all_faults_at_once() -> None:
@@ -57,7 +59,7 @@ async def test_every_id_comes_exactly_once_under_all_faults_at_once() -> None:
     ]
     reading, reasons, _ = await read(20_000, *faults)
     assert reading.ids == list(range(1, 20_001))
-    assert {"flood_wait", "timeout"} <= set(reasons)
+    assert {"chat flood_wait", "chat timeout"} <= set(reasons)
 
 
 async def test_a_flood_wait_is_kept_to_the_second_and_nothing_is_asked_meanwhile() -> None:
@@ -65,7 +67,7 @@ async def test_a_flood_wait_is_kept_to_the_second_and_nothing_is_asked_meanwhile
     world = World([made_chat(CHAT, 1500, username="demo")])
     async with (
         Server(world, [Fault("flood", 8, value=2)]) as server,
-        open_source(server, hooks={"on_wait": waits.append}) as source,
+        open_source(server, hooks={"on_wait": lambda stream, seconds: waits.append(seconds)}) as source,
     ):
         reading = await read_all(source, stream_config())
         assert server.script.seen["GetHistoryRequest"] == 2 + 15 + 1
@@ -107,7 +109,7 @@ async def test_a_wait_of_an_hour_ends_at_once_when_the_fetch_is_cancelled() -> N
 async def test_a_hung_answer_costs_its_deadline_and_one_connection() -> None:
     reading, reasons, server = await read(1000, Fault("hang", 5), request_timeout_s=1.0)
     assert reading.ids == list(range(1, 1001))
-    assert reasons == ["timeout"]
+    assert reasons == ["chat timeout"]
     assert server.connections == 2
 
 

@@ -12,6 +12,7 @@ import asyncio
 import contextlib
 import logging
 from collections.abc import AsyncIterator, Callable
+from contextvars import ContextVar
 from typing import Any
 
 from telethon import TelegramClient, errors, events, functions, types
@@ -30,6 +31,9 @@ from producer.errors import (
 from producer.ratelimit import RateLimiter
 
 log = logging.getLogger(__name__)
+
+#: The stream that the running task asks for, '' for the account as a whole: what is counted is counted for it.
+asking_for: ContextVar[str] = ContextVar("asking_for", default="")
 
 CONNECT_TIMEOUT_S = 30.0
 CLOSE_TIMEOUT_S = 5.0
@@ -122,7 +126,7 @@ def parse_session(text: str) -> StringSession:
 class Account:
     """One logged-in account: `call` asks once, `ask` waits for its turn first.
 
-    ``on_retry`` is told the reason of each thing that has to be asked again: ``flood_wait``, ``premium_wait``,
+    ``on_retry`` is told for which stream and why a request has to be repeated: ``flood_wait``, ``premium_wait``,
     ``timeout``, ``connection`` or ``server_error``. ``listener`` gets every update where updates are wanted.
     """
 
@@ -136,7 +140,7 @@ class Account:
         request_timeout_s: float = 30.0,
         takeout: bool = False,
         listener: Callable[[Any], None] | None = None,
-        on_retry: Callable[[str], None] = lambda reason: None,
+        on_retry: Callable[[str, str], None] = lambda stream, reason: None,
     ) -> None:
         self.limiter = limiter
         self.answer_s = 0.0  #: how long the last answer took
@@ -230,14 +234,14 @@ class Account:
                 self._told_to_wait("premium_wait", error.seconds, kind)
                 raise
             except errors.ServerError:
-                self._on_retry("server_error")
+                self._on_retry(asking_for.get(), "server_error")
                 raise
         self.answer_s = loop.time() - started
         self.limiter.succeeded()
         return answer
 
     def _told_to_wait(self, reason: str, seconds: int, kind: str) -> None:
-        self._on_retry(reason)
+        self._on_retry(asking_for.get(), reason)
         self.limiter.ordered_to_wait(float(max(1, seconds)), kind)
         log.warning("Telegram asks to wait %d s before the next %s (%s)", seconds, kind, reason)
 
@@ -250,7 +254,7 @@ class Account:
             async with asyncio.timeout(self._request_timeout_s):
                 yield
         except TimeoutError:
-            self._on_retry("timeout")
+            self._on_retry(asking_for.get(), "timeout")
             await self._reset(generation)
             raise SourceUnavailableError(f"{what}: no answer within {self._request_timeout_s:g} s") from None
         except asyncio.CancelledError:
@@ -258,10 +262,10 @@ class Account:
             if task is not None and task.cancelling():
                 raise
             # not we were cancelled: somebody else's missed deadline reset the connection under this request
-            self._on_retry("connection")
+            self._on_retry(asking_for.get(), "connection")
             raise SourceUnavailableError(f"{what}: the connection was made anew") from None
         except (ConnectionError, asyncio.IncompleteReadError):
-            self._on_retry("connection")
+            self._on_retry(asking_for.get(), "connection")
             await self._reset(generation)
             raise
 

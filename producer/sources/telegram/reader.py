@@ -19,7 +19,7 @@ from telethon import types
 from producer.errors import PermanentError, RateLimitedError, SourceUnavailableError, TransientError
 from producer.model import KeyPosition, Page, Position, Split
 from producer.sources.telegram import history, record
-from producer.sources.telegram.account import Account
+from producer.sources.telegram.account import Account, asking_for
 from producer.sources.telegram.chats import Chat, Chats
 
 REQUEST = "GetHistoryRequest"
@@ -124,6 +124,7 @@ class ChatReader:
         self,
         account: Account,
         chats: Chats,
+        stream: str,
         split: Split,
         succession: Sequence[Chat],
         schema: pa.Schema,
@@ -135,6 +136,7 @@ class ChatReader:
     ) -> None:
         self._account = account
         self._chats = chats
+        self._stream = stream
         self._succession = list(succession)
         self._schema = schema
         self._bounds = bounds
@@ -169,6 +171,7 @@ class ChatReader:
     async def fetch(self, position: Position | None, limit: int) -> Page:
         """See `PageReader.fetch`. Where no turn comes within `HOLD_S`, the page is empty and not the last."""
         chat_id, last = start = place_of(position) or self._start
+        asking_for.set(self._stream)
         if self._fresh:
             self._fresh, self._watch.resumed = False, position is not None
         cursor = _Cursor(self._chat(chat_id), last, record.Rows(self._account.me.id), start)

@@ -16,7 +16,7 @@ from producer.errors import ConfigError
 from producer.model import Between, Checkpoint, Dataset, KeyPosition, Position, Split
 from producer.ratelimit import RateLimiter, TokenBucket
 from producer.sources.telegram import history, record
-from producer.sources.telegram.account import Account
+from producer.sources.telegram.account import Account, asking_for
 from producer.sources.telegram.chats import Chat, Chats, marked_id
 from producer.sources.telegram.config import TelegramConfig, chat_filter
 from producer.sources.telegram.media import Downloads
@@ -31,9 +31,11 @@ MIN_SPLIT_MESSAGES = 20_000  #: smaller pieces gain nothing: requests wait for o
 class TelegramSource:
     """See `producer.protocols.Source`. All streams of one account share its connection and its rate limiter.
 
-    ``on_wait`` is told the seconds of every wait for the rate limit (`producer_rate_limit_wait_seconds_total`),
-    ``on_retry`` the reason of every request that is asked again (`producer_retries_total`), ``on_news`` the stream
-    whose chat an update told of, so that it is read at once. ``bucket`` is a limit shared with other processes.
+    Three attributes are told what happens, each with the name of the stream (or '' for the account as a whole), and may
+    be set at any time: ``on_wait(stream, seconds)`` every wait for the rate limit
+    (`producer_rate_limit_wait_seconds_total`), ``on_retry(stream, reason)`` every request that has to be repeated
+    (`producer_retries_total`), ``on_news(stream)`` that an update told of the stream's chat, which is to be read at
+    once. ``bucket`` is a limit shared with other processes.
     """
 
     def __init__(
@@ -41,10 +43,11 @@ class TelegramSource:
         config: TelegramConfig,
         *,
         bucket: TokenBucket | None = None,
-        on_wait: Callable[[float], None] = lambda seconds: None,
-        on_retry: Callable[[str], None] = lambda reason: None,
+        on_wait: Callable[[str, float], None] = lambda stream, seconds: None,
+        on_retry: Callable[[str, str], None] = lambda stream, reason: None,
         on_news: Callable[[str], None] = lambda stream: None,
     ) -> None:
+        self.on_wait, self.on_retry, self.on_news = on_wait, on_retry, on_news
         self._config = config
         self._shared: RedisTokenBucket | None = None
         if config.rate_limit is not None and bucket is None:
@@ -57,7 +60,7 @@ class TelegramSource:
             burst=config.burst,
             adaptive=config.adaptive,
             bucket=bucket,
-            on_wait=on_wait,
+            on_wait=lambda seconds: self.on_wait(asking_for.get(), seconds),
         )
         self.account = Account(
             api_id=config.api_id,
@@ -67,10 +70,9 @@ class TelegramSource:
             request_timeout_s=config.request_timeout_s,
             takeout=config.takeout,
             listener=self._heard if config.updates else None,
-            on_retry=on_retry,
+            on_retry=lambda stream, reason: self.on_retry(stream, reason),
         )
         self.chats = Chats(self.account)
-        self._on_news = on_news
         self._successions: dict[str, tuple[Chat, ...]] = {}
         self._readers: dict[tuple[str, str], ChatReader] = {}
 
@@ -87,6 +89,7 @@ class TelegramSource:
 
     async def describe(self, stream: StreamConfig) -> Dataset:
         """The chat's data set. ConfigError for an unknown chat and for what a chat cannot do (OFFSET, a key)."""
+        asking_for.set(stream.name)
         at = f"streams.{stream.name}"
         if stream.chat is None:
             hint = "chat: @name, a t.me link, a numeric id, or id:access_hash"
@@ -115,7 +118,13 @@ class TelegramSource:
             schema=pa.schema([record.SCHEMA.field(n) for n in names]),
             key=record.KEY,
             order=record.KEY,
-            identity={"chat": chat.marked_id, "fields": list(names), "start": str(start), "end": str(end)},
+            identity={
+                "chat": chat.marked_id,
+                "columns": stream.columns,
+                "exclude": stream.exclude,
+                "start": str(start),
+                "end": str(end),
+            },
             rows_estimate=count,
             row_bytes_estimate=400,
             namespace=record.NAMESPACE,
@@ -127,6 +136,7 @@ class TelegramSource:
     async def plan(self, stream: StreamConfig, dataset: Dataset) -> Sequence[Split]:
         """What the chat was before its migration as one split, the chat itself as up to ``max_parallel`` of equal
         numbers of messages; the last one is open for a tail. A plain tail begins after the newest message."""
+        asking_for.set(stream.name)
         *former, chat = await self.succession(stream)
         start, end = chat_filter(stream.where, stream.name).bounds
         splits: list[Split] = []
@@ -172,7 +182,15 @@ class TelegramSource:
         bounds = chat_filter(stream.where, stream.name).bounds
         window = self._config.edit_window
         return ChatReader(
-            self.account, self.chats, split, chats, schema, bounds=bounds, edit_window=window, enrich=enrich
+            self.account,
+            self.chats,
+            stream.name,
+            split,
+            chats,
+            schema,
+            bounds=bounds,
+            edit_window=window,
+            enrich=enrich,
         )
 
     async def divide(self, stream: StreamConfig, dataset: Dataset, checkpoint: Checkpoint) -> Position | None:
@@ -243,7 +261,7 @@ class TelegramSource:
                 news.edited.update(edited or {})
                 news.deleted.update(deleted)
                 news.forget_oldest()
-                self._on_news(stream)
+                self.on_news(stream)
 
 
 def selected_fields(stream: StreamConfig) -> tuple[str, ...]:
