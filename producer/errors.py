@@ -111,5 +111,9 @@ class CheckpointConflictError(PermanentError):
     """Another runner owns the stream, or the checkpoint was made by another query."""
 
 
+class OtherQueryError(CheckpointConflictError):
+    """The checkpoint was made by another query than the configured one."""
+
+
 class CheckpointCorruptError(PermanentError):
     """A checkpoint is there and cannot be read."""

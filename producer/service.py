@@ -5,8 +5,9 @@ from __future__ import annotations
 import asyncio
 import os
 import time
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -124,15 +125,18 @@ class Service:
             stop=stop,
             once=once,
             give_up_after_s=config.retry_timeout_s,
+            stands_by=config.coordination == "redis",
             exactly_once=config.delivery == "exactly_once",
         )
         try:
+            kind = stream_class(config)
             for stream in config.streams:
                 metrics = self._metrics.stream(stream.name, stream.source, stream.topic)
-                self._streams[stream.name] = Stream(stream, parts.sources[stream.source], engine, metrics)
+                self._streams[stream.name] = kind(stream, parts.sources[stream.source], engine, metrics)
             await self._start_all()
             self.ready = True
-            await self._run_all(once, stop)
+            async with sharing(config, self._streams.values()):
+                await self._run_all(once, stop)
         finally:
             executor.shutdown(wait=False, cancel_futures=True)
             await self._close(parts)
@@ -228,3 +232,37 @@ class Service:
             state=status.state,
             error=status.error,
         )
+
+
+def stream_class(config: Config) -> type[Stream]:
+    """How a stream is run: whole, or in the units that this process owns."""
+    if config.coordination != "kafka":
+        return Stream
+    from producer.coordination.sharing import SharedStream
+
+    return SharedStream
+
+
+@asynccontextmanager
+async def sharing(config: Config, streams: Collection[Stream]) -> AsyncIterator[None]:
+    """Membership of the application's group meanwhile, where processes share the work."""
+    if config.coordination != "kafka":
+        yield
+        return
+    from producer.coordination.membership import Membership
+    from producer.coordination.sharing import SharedStream
+
+    shared = [stream for stream in streams if isinstance(stream, SharedStream)]
+
+    async def assigned(partitions: Collection[int]) -> None:
+        await asyncio.gather(*(stream.own(partitions) for stream in shared))
+
+    async def revoked(partitions: Collection[int]) -> None:
+        await asyncio.gather(*(stream.disown(partitions) for stream in shared))
+
+    membership = Membership(config.kafka, config.app, config.state_topic, assigned=assigned, revoked=revoked)
+    await membership.start()
+    try:
+        yield
+    finally:
+        await membership.close()

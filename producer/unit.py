@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol, cast
 
 from producer.config import StreamConfig
-from producer.errors import CheckpointConflictError, ProducerError, TransientError
+from producer.errors import CheckpointConflictError, OtherQueryError, ProducerError, TransientError
 from producer.inflight import ByteBudget
 from producer.model import Checkpoint, Dataset, Split, StreamState
 from producer.pipeline import Committer, Limits, Save, SplitProgress, StreamIO, wait_for_any
@@ -45,6 +45,7 @@ class Engine:
     stop: asyncio.Event
     once: bool
     give_up_after_s: float
+    stands_by: bool = False  # a stream that another process runs is waited for
     exactly_once: bool = False  # the writers are TransactionalWriters, the store can lend its transactional ids
 
 
@@ -252,9 +253,9 @@ async def sleep_until_stop(stop: asyncio.Event, seconds: float) -> None:
 
 
 def refuse_other_query(state: StreamState | None, stream: str, fingerprint: str) -> None:
-    """CheckpointConflictError where the checkpoint was made by another query than the configured one."""
+    """OtherQueryError where the checkpoint was made by another query than the configured one."""
     if state is not None and state.fingerprint != fingerprint:
-        raise CheckpointConflictError(
+        raise OtherQueryError(
             f"the checkpoint of stream {stream!r} was made by another query: its table, columns, where, key, order or "
             f"traversal has changed since (fingerprint {state.fingerprint}, now {fingerprint})",
             hint=f"put the configuration back, or read again from the start after: "
