@@ -41,7 +41,8 @@ _FILL = """
 CREATE TABLE terminal AS SELECT i AS id, '00:1A:79:' || lpad(to_hex(i), 8, '0') AS mac, 'user' || i AS login,
     i % 3 = 0 AS disabled, i * 0.25::float8 AS balance, 1700000000 + i AS seen,
     timestamp '2025-12-15' + i * interval '1 second' AS last_seen, '10.0.' || i % 200 || '.' || i % 256 AS ip,
-    CASE WHEN i % 4 = 0 THEN 'note ' || i END AS note, repeat(md5(i::text), 12) AS settings FROM generate_series(1, $ROWS) AS i
+    CASE WHEN i % 4 = 0 THEN 'note ' || i END AS note, repeat(md5(i::text), 12) AS settings
+FROM generate_series(1, $ROWS) AS i
 """
 
 

@@ -28,7 +28,7 @@ def add_parser(subparsers: Any) -> None:
     text = "write tables to files; run it again to go on where it stopped"
     parser = subparsers.add_parser("dump", help=text, description=text)
     add = parser.add_argument
-    add("tables", metavar="TABLE", nargs="+")
+    add("tables", metavar="TABLE", nargs="+", help="a table; a chat where the source has chats")
     add(
         "--source",
         help="a URL (postgresql://, mysql://, sqlite:///; http(s):// of an IPTVPortal host), 'iptvportal', "
@@ -61,8 +61,8 @@ def run(args: argparse.Namespace) -> int:
     _save_memory()
     from producer.dump import DumpService
 
-    source = _source(args)
-    configs = _configs(args)
+    kind, source = _source(args)
+    configs = _configs(args, chats=kind == "telegram")
     service = DumpService(source)
     try:
         stopped_by = asyncio.run(_dump_all(source, service, configs, args.max_concurrent))
@@ -97,7 +97,7 @@ def _save_memory() -> None:
     pa.set_memory_pool(pa.system_memory_pool())  # the default one keeps for each thread what that thread has freed
 
 
-def _configs(args: argparse.Namespace) -> list[DumpConfig]:
+def _configs(args: argparse.Namespace, *, chats: bool) -> list[DumpConfig]:
     from pathlib import Path
 
     from producer.dump import DumpConfig
@@ -105,6 +105,7 @@ def _configs(args: argparse.Namespace) -> list[DumpConfig]:
     return [
         DumpConfig(
             table=table,
+            chat=table if chats else None,
             output_dir=Path(args.output_dir),
             chunk_size=args.chunk_size,
             strategy=args.strategy,
@@ -144,8 +145,8 @@ def _param(text: str) -> tuple[str, Any]:
         return name, value
 
 
-def _source(args: argparse.Namespace) -> Source:
-    """The source that the arguments name, not yet started; from here on logs go to stderr without its secrets."""
+def _source(args: argparse.Namespace) -> tuple[str, Source]:
+    """The kind, and the source that is named, not yet started; from here on logs go to stderr without its secrets."""
     import importlib
 
     from producer.logs import configure_logs, redactor
@@ -156,7 +157,7 @@ def _source(args: argparse.Namespace) -> Source:
     configure_logs("debug" if args.debug else "warning", "auto", args.redact)
     module, factory, _ = SOURCES[kind]
     source: Source = getattr(importlib.import_module(module), factory)(settings)
-    return source
+    return kind, source
 
 
 def _settings(args: argparse.Namespace) -> tuple[str, Any]:

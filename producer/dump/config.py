@@ -36,10 +36,12 @@ class DumpConfig:
     """One table's dump. Construction checks the values (ConfigError names the option).
 
     `resume_offset` (0: none) begins after that many rows, or with ID_RANGE after that id, whatever the state says;
-    it is applied once, then the state counts again. `columns` are the names to read, where not all.
+    it is applied once, then the state counts again. `columns` are the names to read, where not all. `chat` is what a
+    source of chats reads in the place of a table, whose name then only names the files.
     """
 
     table: str = ""
+    chat: str | int | None = None
     output_dir: Path = Path("dumps")
     chunk_size: int = 5000  # rows a request
     strategy: DumpStrategy | str = DumpStrategy.OFFSET
@@ -96,7 +98,8 @@ class DumpConfig:
         return StreamConfig(
             name=self.name,
             source="dump",
-            table=self.table,
+            table=self.table if self.chat is None else None,
+            chat=self.chat,
             topic="dump",
             traversal="ID_RANGE" if by_range else "OFFSET",
             where=self.where_clause,

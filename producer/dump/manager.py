@@ -11,6 +11,7 @@ from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, replace
 from enum import Enum
+from functools import partial
 from typing import Protocol, TypeVar
 
 import pyarrow as pa
@@ -221,8 +222,7 @@ class AsyncDumpManager:
         try:
             while not last:
                 await self._going.wait()
-                after = position
-                page = await self._retried(lambda: reader.fetch(after, self.config.chunk_size))  # noqa: B023
+                page = await self._retried(partial(reader.fetch, position, self.config.chunk_size))
                 chunk = await asyncio.to_thread(sink.prepare, page)
                 if written is not None:  # one chunk of a split is fetched and encoded while one is written, no more
                     await asyncio.wait({written})
