@@ -42,6 +42,7 @@ _UNITS = {
     "gib": 2**30,
 }
 MIN_SALT_LENGTH = 8
+MIN_TOKEN_LENGTH = 16
 _TOPIC = re.compile(r"[A-Za-z0-9._-]{1,249}")
 
 
@@ -157,6 +158,16 @@ class RateLimitConfig(Model):
 class HttpConfig(Model):
     host: str = "127.0.0.1"
     port: int = Field(default=9464, ge=0, le=65535)
+    token: SecretStr | None = Field(
+        default=None, description="who sends it may pause, resume and replay; without one, who sits at the machine"
+    )
+
+    @field_validator("token")
+    @classmethod
+    def _long_enough(cls, token: SecretStr | None) -> SecretStr | None:
+        if token is not None and len(token.get_secret_value()) < MIN_TOKEN_LENGTH:
+            raise ValueError(f"the token is too short to be a secret; give it at least {MIN_TOKEN_LENGTH} characters")
+        return token
 
 
 class RenameConfig(Model):

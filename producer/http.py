@@ -1,5 +1,6 @@
-"""Owns the HTTP side: metrics, liveness, readiness, the state of the streams, and pause and resume.
+"""Owns the HTTP side: metrics, liveness, readiness, the state of the streams, and pause, resume and replay.
 
+The pages and the OpenAPI document are files in ``producer/web``. Who may change something: see `_refuse_change`.
 ``/livez`` says only that the event loop turns: it never depends on Kafka or a source, or a broken broker would get
 every producer restarted. ``/readyz`` is 200 when every stream has been started, and says why otherwise.
 """
@@ -7,31 +8,44 @@ every producer restarted. ``/readyz`` is 200 when every stream has been started,
 from __future__ import annotations
 
 import asyncio
+import base64
 import errno
-import html
+import hashlib
+import hmac
+import ipaddress
+import json
+import os
+import re
 import socket
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime
+from importlib import resources
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 from producer.config import HttpConfig
-from producer.errors import ConfigError
+from producer.errors import ConfigError, ProducerError, TransientError
 from producer.logs import Redact
 from producer.metrics import CONTENT_TYPE, Metrics
-from producer.model import Json, position_to_json
+from producer.model import Between, Json, position_to_json
 
 if TYPE_CHECKING:
     from aiohttp import web
+    from pydantic import SecretStr
 
     from producer.service import Service
     from producer.stream import StreamStatus
 
+#: Who runs a split, in ``/streams``.
+WORKER = os.environ.get("WORKER_ID") or f"{socket.gethostname()}:{os.getpid()}"
+
 _SHUTDOWN_S = 2.0
+_MAX_BODY_BYTES = 64 * 1024
 _SECURITY_HEADERS = {
-    "Content-Security-Policy": "default-src 'none'; style-src 'unsafe-inline'; frame-ancestors 'none'",
+    "Content-Security-Policy": "default-src 'none'; frame-ancestors 'none'",
     "X-Content-Type-Options": "nosniff",
+    "Referrer-Policy": "no-referrer",
     "Cache-Control": "no-store",
 }
 
@@ -66,7 +80,8 @@ async def serving(listener: socket.socket, metrics: Metrics, service: Service, r
     """Answers requests on `listener` inside ``async with``, and closes it. `redact` goes over streams' errors."""
     from aiohttp import web
 
-    runner = web.AppRunner(_application(metrics, service, redact), access_log=None, shutdown_timeout=_SHUTDOWN_S)
+    application = _application(metrics, service, redact, service.config.http.token)
+    runner = web.AppRunner(application, access_log=None, shutdown_timeout=_SHUTDOWN_S)
     try:
         await runner.setup()
         await web.SockSite(runner, listener).start()
@@ -77,7 +92,7 @@ async def serving(listener: socket.socket, metrics: Metrics, service: Service, r
         listener.close()
 
 
-def _application(metrics: Metrics, service: Service, redact: Redact) -> web.Application:
+def _application(metrics: Metrics, service: Service, redact: Redact, token: SecretStr | None) -> web.Application:
     from aiohttp import web
 
     async def livez(_: web.Request) -> web.Response:
@@ -93,12 +108,13 @@ def _application(metrics: Metrics, service: Service, redact: Redact) -> web.Appl
         return web.Response(body=await asyncio.to_thread(metrics.text), headers={"Content-Type": CONTENT_TYPE})
 
     async def streams(_: web.Request) -> web.Response:
-        return web.json_response({"streams": [status_json(status, redact) for status in service.streams.values()]})
+        told = [status_json(status, redact) for status in service.streams.values()]
+        return web.json_response({"worker": WORKER, "app": service.config.app, "streams": told})
 
     def named(request: web.Request) -> str:
         name = request.match_info["name"]
         if name not in service.streams:
-            raise web.HTTPNotFound(text=f"no stream {name!r}; there are: {', '.join(service.streams)}\n")
+            raise _Answer(404, f"no stream is named {name!r}", f"there are: {', '.join(service.streams)}")
         return name
 
     async def stream(request: web.Request) -> web.Response:
@@ -106,31 +122,56 @@ def _application(metrics: Metrics, service: Service, redact: Redact) -> web.Appl
 
     async def pause(request: web.Request) -> web.Response:
         name = named(request)
-        service.pause(name)
+        await service.pause(name)
         return web.json_response(status_json(service.streams[name], redact))
 
     async def resume(request: web.Request) -> web.Response:
         name = named(request)
-        service.resume(name)
+        await service.resume(name)
         return web.json_response(status_json(service.streams[name], redact))
 
-    async def page(_: web.Request) -> web.Response:
-        return web.Response(text=status_page(service.streams, redact), content_type="text/html")
+    async def replay(request: web.Request) -> web.Response:
+        name = named(request)
+        split = await service.replay(name, _wanted(await request.read()))
+        return web.json_response({"stream": name, "split": split.id}, status=202)
+
+    def page(name: str) -> Callable[[web.Request], Awaitable[web.Response]]:
+        text = resources.files("producer.web").joinpath(name).read_text(encoding="utf-8")
+        policy = {"Content-Security-Policy": _policy(text)}
+
+        async def answer(_: web.Request) -> web.Response:
+            return web.Response(text=text, content_type="text/html", charset="utf-8", headers=policy)
+
+        return answer
+
+    async def openapi(_: web.Request) -> web.Response:
+        text = resources.files("producer.web").joinpath("openapi.json").read_text(encoding="utf-8")
+        return web.Response(text=text, content_type="application/json")
 
     @web.middleware
     async def guarded(request: web.Request, handler: Any) -> web.StreamResponse:
-        """A page of another site that is open in the same browser may not pause streams."""
-        origin = request.headers.get("Origin")
-        if request.method == "POST" and origin is not None and urlsplit(origin).netloc != request.host:
-            raise web.HTTPForbidden(text="not from another site\n")
-        response: web.StreamResponse = await handler(request)
-        response.headers.update(_SECURITY_HEADERS)
+        try:
+            if request.method not in ("GET", "HEAD"):
+                _refuse_change(request, token)
+            response: web.StreamResponse = await handler(request)
+        except _Answer as refusal:
+            response = web.json_response(
+                {"error": refusal.message, "hint": refusal.hint}, status=refusal.status, headers=refusal.headers
+            )
+        except ProducerError as error:
+            status = 400 if isinstance(error, ConfigError) else 503 if isinstance(error, TransientError) else 409
+            told = {"error": redact(error.message), "hint": redact(error.hint)}
+            response = web.json_response(told, status=status)
+        for header, value in _SECURITY_HEADERS.items():
+            response.headers.setdefault(header, value)
         return response
 
-    application = web.Application(middlewares=[guarded])
+    application = web.Application(middlewares=[guarded], client_max_size=_MAX_BODY_BYTES)
     application.add_routes(
         [
-            web.get("/", page),
+            web.get("/", page("page.html")),
+            web.get("/api", page("api.html")),
+            web.get("/openapi.json", openapi),
             web.get("/livez", livez),
             web.get("/readyz", readyz),
             web.get("/metrics", scrape),
@@ -138,9 +179,83 @@ def _application(metrics: Metrics, service: Service, redact: Redact) -> web.Appl
             web.get("/streams/{name}", stream),
             web.post("/streams/{name}/pause", pause),
             web.post("/streams/{name}/resume", resume),
+            web.post("/streams/{name}/replay", replay),
         ]
     )
     return application
+
+
+class _Answer(Exception):
+    """A request that is refused: the status, and what is told of it."""
+
+    def __init__(self, status: int, message: str, hint: str = "", headers: dict[str, str] | None = None) -> None:
+        self.status, self.message, self.hint, self.headers = status, message, hint, headers
+
+
+def _refuse_change(request: web.Request, token: SecretStr | None) -> None:
+    """Whoever may change something knows the token or, where none is configured, sits at this machine.
+
+    A page of another site in the same browser may neither: browsers send its ``Origin``, and where its name has been
+    made to lead here (DNS rebinding), that name stands in ``Host``.
+    """
+    origin = request.headers.get("Origin")
+    if origin is not None and urlsplit(origin).netloc != request.host:
+        raise _Answer(403, "not from another site")
+    if token is not None:
+        scheme, _, given = request.headers.get("Authorization", "").partition(" ")
+        known = hmac.compare_digest(given.strip().encode(), token.get_secret_value().encode())
+        if scheme.lower() != "bearer" or not known:
+            challenge = {"WWW-Authenticate": 'Bearer realm="producer"'}
+            hint = "send Authorization: Bearer TOKEN, with the value of http.token"
+            raise _Answer(401, "the token is missing or wrong", hint, challenge)
+        return
+    forwarded = any(header in request.headers for header in ("Forwarded", "X-Forwarded-For", "Via"))
+    named = urlsplit(f"//{request.host}").hostname or ""
+    if forwarded or not _is_loopback(request.remote or "") or not (named == "localhost" or _is_loopback(named)):
+        raise _Answer(
+            403, "only from the machine itself", "to do this from elsewhere, configure http.token and send it"
+        )
+
+
+def _is_loopback(address: str) -> bool:
+    try:
+        return ipaddress.ip_address(address.partition("%")[0]).is_loopback
+    except ValueError:
+        return False
+
+
+def _wanted(body: bytes) -> Between:
+    """The range in the body of a replay: ``{"from": ..., "to": ..., "column": ...}``, each of them optional."""
+    usage = 'a JSON object such as {"from": 100, "to": 200} or {"column": "updated_at", "from": "2026-01-01"}'
+    try:
+        value = json.loads(body or b"{}")
+    except ValueError:
+        raise _Answer(400, "the body is not JSON", usage) from None
+    if not isinstance(value, dict) or (unknown := set(value) - {"from", "to", "column"}):
+        what = f"unknown: {', '.join(sorted(unknown))}" if isinstance(value, dict) else "the body is not an object"
+        raise _Answer(400, what, usage)
+    ends = [value.get("from"), value.get("to")]
+    if not isinstance(value.get("column", ""), str) or any(
+        end is not None and (isinstance(end, bool) or not isinstance(end, str | int | float)) for end in ends
+    ):
+        raise _Answer(400, "column is text, from and to are text or numbers", usage)
+    if ends == [None, None]:
+        raise _Answer(400, "neither from nor to is given", usage)
+    first, last = (None if end is None else str(end) for end in ends)
+    return Between(value.get("column", ""), first, last)
+
+
+def _policy(page: str) -> str:
+    """A Content-Security-Policy by which only the page's own script and style are run."""
+
+    def hashes(tag: str) -> str:
+        texts = re.findall(rf"<{tag}>(.*?)</{tag}>", page, re.DOTALL)
+        return " ".join(f"'sha256-{base64.b64encode(hashlib.sha256(t.encode()).digest()).decode()}'" for t in texts)
+
+    return (
+        f"default-src 'none'; script-src {hashes('script')}; style-src {hashes('style')}; connect-src 'self'; "
+        "img-src data:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+    )
 
 
 def status_json(status: StreamStatus, redact: Redact) -> dict[str, Json]:
@@ -166,38 +281,24 @@ def status_json(status: StreamStatus, redact: Redact) -> dict[str, Json]:
             {
                 "id": split.checkpoint.split.id,
                 "position": position_to_json(split.checkpoint.position),
+                "lower": position_to_json(split.checkpoint.split.lower),
+                "upper": position_to_json(split.checkpoint.split.upper),
+                "replays": _range(split.checkpoint.split.between),
                 "rows": split.checkpoint.rows,
                 "done": split.checkpoint.done,
+                "owner": WORKER if split.active else None,
             }
             for split in status.splits
         ],
     }
 
 
+def _range(between: Between | None) -> Json:
+    if between is None:
+        return None
+    first, last = (None if end is None else str(end) for end in (between.first, between.last))
+    return {"column": between.column, "from": first, "to": last}
+
+
 def _iso(seconds: float | None) -> str | None:
     return None if seconds is None else datetime.fromtimestamp(seconds, UTC).isoformat(timespec="milliseconds")
-
-
-def status_page(streams: Mapping[str, StreamStatus], redact: Redact) -> str:
-    """A page with one row a stream, which loads itself again every two seconds."""
-    head = ("stream", "source", "topic", "state", "read", "acknowledged", "remaining", "last commit", "error")
-    rows = []
-    for status in streams.values():
-        told = status_json(status, redact)
-        cells = (
-            *(told[key] for key in ("name", "source", "topic", "state", "rows_read", "rows_acked")),
-            "" if told["rows_remaining"] is None else told["rows_remaining"],
-            told["last_commit_at"] or "",
-            told["error"] or "",
-        )
-        rows.append("<tr>" + "".join(f"<td>{html.escape(str(cell))}</td>" for cell in cells) + "</tr>")
-    return (
-        '<!doctype html><html lang="en"><head><meta charset="utf-8"><title>producer</title>'
-        '<meta http-equiv="refresh" content="2"><style>body{font:14px system-ui,sans-serif;margin:2em}'
-        "table{border-collapse:collapse}th,td{padding:.3em .8em;border-bottom:1px solid #ccc;text-align:left}"
-        "</style></head><body><h1>Streams</h1><table><thead><tr>"
-        + "".join(f"<th>{title}</th>" for title in head)
-        + "</tr></thead><tbody>"
-        + "".join(rows)
-        + "</tbody></table></body></html>"
-    )

@@ -72,7 +72,7 @@ class SplitSchedule:
             finally:
                 added.cancel()
             self._added.clear()
-            for task in done & running.keys():
+            for task in [task for task in running if task in done]:
                 progress = running.pop(task)
                 if task.cancelled() or task.exception() is not None:
                     return  # the group sees to the others

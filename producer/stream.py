@@ -120,8 +120,8 @@ class Stream:
         if self.status.state in ("failed", "stopped"):
             raise PermanentError(f"stream {self.config.name!r} has {self.status.state}", hint="start it again first")
         async with control_deadline("the replay cannot be begun"), self._replaying:
-            ids = [progress.checkpoint.split.id for progress in self.status.splits if progress.checkpoint.split.is_replay]
-            number = 1 + max((int(id.removeprefix(REPLAY)) for id in ids), default=0)
+            found = [progress.checkpoint.split for progress in self.status.splits]
+            number = 1 + max((int(split.id.removeprefix(REPLAY)) for split in found if split.is_replay), default=0)
             split = await self._source.replay(self.config, self._dataset, f"{REPLAY}{number}", wanted)
             await self._units[0].add(split)
         log.info("replaying", stream=self.config.name, split=split.id)

@@ -171,14 +171,14 @@ async def test_pause_holds_a_stream_and_resume_lets_it_go_on() -> None:
     service = service_of({"a": ScriptedSource(20_000), "b": ScriptedSource(30)}, writers, MemoryStore())
     running = asyncio.create_task(run(service))
     await until(lambda: len(writers["a"].sent) > 100)
-    service.pause("a")
+    await service.pause("a")
     assert service.streams["a"].state == "paused"
     await until(lambda: service.streams["b"].state == "complete")
     await asyncio.sleep(0.1)
     held = len(writers["a"].sent)
     await asyncio.sleep(0.1)
     assert len(writers["a"].sent) == held
-    service.resume("a")
+    await service.resume("a")
     assert (await running)["a"].state == "complete"
     assert sorted(writers["a"].sent) == list(range(1, 20_001))
 
