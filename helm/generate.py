@@ -1,6 +1,7 @@
 """Owns what is derived from the chart's schema: values.yaml and the table of values in README.md.
 
-``python helm/generate.py`` writes both; with ``--check`` nothing is written and the exit code is 1 if one is not current.
+``python helm/generate.py`` writes both; with ``--check`` nothing is written and the exit code is 1 if one is not
+current.
 """
 
 from __future__ import annotations
