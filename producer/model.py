@@ -161,12 +161,13 @@ class Dataset:
 
 @dataclass(frozen=True, slots=True)
 class RejectedRow:
-    """A row that the source cannot give as its columns' types: ``values`` is it as JSON, by column, for a person.
+    """A row that the source cannot give as its columns' types.
 
-    ``error`` says why, of which ``field``, for the dead letter.
+    ``columns`` has those that it can (one row), ``others`` the other ones as text, for a person; ``error`` says why.
     """
 
-    values: Mapping[str, Json]
+    columns: pa.RecordBatch
+    others: Mapping[str, str]
     error: EncodeError
 
 

@@ -187,7 +187,7 @@ class DeadLetters:
         error, message = rejected.error, rejected.error.message
         if self._key_is_concealed or error.field in self._concealed:  # the source's words may quote key and value
             message = f"column {error.field!r} holds a value that is not of its type"
-        return self._letter(page, {name: _dumps(value) for name, value in rejected.values.items()}, error, message)
+        return self._letter(page, _rejected_values(rejected), error, message)
 
     def _letter(self, page: Page, values: Mapping[str, str], error: RowError, message: str) -> dict[str, Any]:
         """The letter's columns; `values` are JSON texts by column."""
@@ -246,7 +246,7 @@ def row_keys(dataset: Dataset, batch: pa.RecordBatch) -> list[str | None]:
 
 def rejected_key(dataset: Dataset, rejected: RejectedRow) -> str | None:
     """The same for a row that the source rejected."""
-    return key_text(dataset, {name: _dumps(value) for name, value in rejected.values.items()})
+    return key_text(dataset, _rejected_values(rejected))
 
 
 def taken_back(stream: str, keys: Sequence[str]) -> pa.RecordBatch:
@@ -262,6 +262,12 @@ def _joined(pieces: Sequence[PreparedBatches]) -> PreparedBatches:
         for partition, found in piece.batches.items():
             batches[partition].extend(found)
     return PreparedBatches(sum(p.rows for p in pieces), sum(p.bytes for p in pieces), batches)
+
+
+def _rejected_values(rejected: RejectedRow) -> dict[str, str]:
+    columns = rejected.columns
+    readable = {name: _json_text(columns, name) for name in columns.schema.names}
+    return readable | {name: _dumps(text) for name, text in rejected.others.items()}
 
 
 def _others(rows: int, without: Sequence[int]) -> pa.Array:

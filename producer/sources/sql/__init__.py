@@ -16,13 +16,24 @@ from pydantic import Field, SecretStr
 
 from producer.config import Model, StreamConfig
 from producer.errors import ConfigError, PermanentError
-from producer.model import Between, Checkpoint, Dataset, KeyPosition, KeyScalar, OffsetPosition, Page, Position, Split
+from producer.model import (
+    Between,
+    Checkpoint,
+    Dataset,
+    KeyPosition,
+    KeyScalar,
+    OffsetPosition,
+    Page,
+    Position,
+    RejectedRow,
+    Split,
+)
 from producer.sources.sql import keyset, splits
 from producer.sources.sql.dialects import open_database
 from producer.sources.sql.keyset import Selection
 from producer.sources.sql.names import find_column, parameter_names
 from producer.sources.sql.scalars import first_repeat, scalar_of
-from producer.sources.sql.table import Database, Options, Rows, Session
+from producer.sources.sql.table import Database, Options, Query, Rows, Session
 from producer.traversal import is_last, key_values, offset_rows, offset_split, offset_window, start_of
 
 #: From this many skipped rows on, an OFFSET page finds its keys in the index first. Measured with rows of 150 bytes: it
@@ -211,10 +222,12 @@ class SqlReader:
             mark=database.mark,
             row_values=database.row_values,
         )
-        rows = await self._session.fetch(query)
-        batch = self._distinct(rows, limit)
-        reached = KeyPosition(rows.key_at(batch.num_rows - 1)) if batch.num_rows else start
-        return Page(batch, reached, not rows.cut and is_last(batch.num_rows, limit, reached, split.upper))
+        rows = await self._session.fetch(self._salvaging(query))
+        batch, rejected = self._distinct(rows, limit)
+        count = batch.num_rows + len(rejected)
+        reached = KeyPosition(rows.key_at(count - 1)) if count else start
+        last = not rows.cut and is_last(count, limit, reached, split.upper)
+        return Page(batch, reached, last, rejected=rejected)
 
     async def _fetch_offset(self, position: Position | None, limit: int) -> Page:
         selection = self._selection
@@ -226,25 +239,36 @@ class SqlReader:
             mark=self._database.mark,
             deferred=skip >= DEFERRED_FROM_ROWS,
         )
-        rows = await self._session.fetch(query)
-        batch = self._distinct(rows, count)
-        reached = OffsetPosition(skip + batch.num_rows)
-        return Page(batch, reached, not rows.cut and is_last(batch.num_rows, limit, reached, self._split.upper))
+        rows = await self._session.fetch(self._salvaging(query))
+        batch, rejected = self._distinct(rows, count)
+        read = batch.num_rows + len(rejected)
+        reached = OffsetPosition(skip + read)
+        last = not rows.cut and is_last(read, limit, reached, self._split.upper)
+        return Page(batch, reached, last, rejected=rejected)
 
-    def _distinct(self, rows: Rows, limit: int) -> pa.RecordBatch:
+    def _salvaging(self, query: Query) -> Query:
+        return dataclasses.replace(query, salvage=self._stream.on_bad_record == "dead_letter")
+
+    def _distinct(self, rows: Rows, limit: int) -> tuple[pa.RecordBatch, tuple[RejectedRow, ...]]:
         """The page without the row that was read beyond it to prove, where no index does, that no two rows have the
         same key: of such, those after a page's edge would be lost."""
+        batch, rejected = rows.batch, rows.rejected
+        count = batch.num_rows + len(rejected)
         if self._selection.proven:
-            return rows.batch
+            return batch, tuple(row for _, row in rejected)
         names = self._selection.order_names
-        row = first_repeat(rows.batch, names)
+        keep = count - 1 if rows.cut else min(limit, count)
+        row = first_repeat(batch, names)
+        if row is None and rejected and 0 < keep < count and rows.key_at(keep) == rows.key_at(keep - 1):
+            row = keep
         if row is not None:
             key = ", ".join(str(value) for value in rows.key_at(row))
             raise PermanentError(
                 f"stream {self._stream.name!r}: several rows have the key ({', '.join(names)}) = ({key})",
                 hint="name columns in key that tell all rows apart",
             )
-        return rows.batch.slice(0, rows.batch.num_rows - 1 if rows.cut else limit)
+        kept = tuple(row for number, row in rejected if number < keep)
+        return batch.slice(0, keep - len(kept)), kept
 
 
 __all__ = ["SqlConfig", "SqlReader", "SqlSource"]

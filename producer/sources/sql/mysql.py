@@ -13,10 +13,8 @@ import decimal
 import uuid
 from collections.abc import AsyncIterator, Mapping
 from concurrent.futures import Executor
-from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
-import pyarrow as pa
 from sqlalchemy.engine import make_url
 from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 from sqlalchemy.ext.asyncio import create_async_engine
@@ -32,9 +30,9 @@ from producer.errors import (
 )
 from producer.model import KeyScalar
 from producer.sources.sql import mysql_types
-from producer.sources.sql.arrow import Unreadable
+from producer.sources.sql.arrow import read_rows
 from producer.sources.sql.names import bind_named, nearest, quote, split_name
-from producer.sources.sql.scalars import key_of, key_scalar
+from producer.sources.sql.scalars import key_scalar
 from producer.sources.sql.table import Options, Query, Rows, Table
 
 if TYPE_CHECKING:
@@ -264,16 +262,14 @@ def _plain(value: Any) -> Any:
 
 
 def _page(query: Query, found: list[Any]) -> Rows:
-    columns = list(zip(*found, strict=True)) if found else [()] * len(query.columns)
-    arrays = []
-    for column, values in zip(query.columns, columns, strict=True):
-        try:
-            arrays.append(mysql_types.convert(column, values))
-        except Unreadable as error:
-            places = [next(i for i, c in enumerate(query.columns) if c.name == name) for name in query.key]
-            raise error.error(column.name, ", ".join(str(columns[i][error.row]) for i in places)) from None
-    batch = pa.RecordBatch.from_arrays(arrays, schema=pa.schema([column.field for column in query.columns]))
-    return Rows(batch, partial(key_of, batch, query.key))
+    values = list(zip(*found, strict=True)) if found else [()] * len(query.columns)
+    by_name = {column.name: column_values for column, column_values in zip(query.columns, values, strict=True)}
+    return read_rows(
+        query,
+        len(found),
+        lambda column, start, stop: mysql_types.convert(column, by_name[column.name][start:stop]),
+        lambda column, row: str(by_name[column.name][row]),
+    )
 
 
 def _where(url: URL) -> str:

@@ -33,11 +33,11 @@ from producer.errors import (
 from producer.model import KeyScalar
 from producer.sources.sql import postgres_types
 from producer.sources.sql.adbc import MAX_RESULT_BYTES, Connection, Result, tuples
-from producer.sources.sql.arrow import Unreadable
+from producer.sources.sql.arrow import part, read_rows
 from producer.sources.sql.names import bind_named, split_name
 from producer.sources.sql.postgres_catalog import parameter_types, reflect
-from producer.sources.sql.scalars import key_of, key_scalar
-from producer.sources.sql.table import Options, Query, Rows, Table
+from producer.sources.sql.scalars import key_scalar
+from producer.sources.sql.table import Column, Options, Query, Rows, Table
 from producer.sources.sql.threads import STOP_GRACE_S, in_thread
 
 T = TypeVar("T")
@@ -224,26 +224,32 @@ def _read(connection: Connection, sql: str) -> Result:
 def _page(result: Result, query: Query) -> Rows:
     """The driver's columns as the query's: one record batch of the declared types."""
     table = result.table
-    arrays = []
-    guards = iter(table.columns[len(query.columns) :])
-    for i, column in enumerate(query.columns):
-        chunks = table.column(i).chunks
-        values = chunks[0] if len(chunks) == 1 else table.column(i).combine_chunks()
-        if isinstance(values, pa.ChunkedArray):
-            values = pa.concat_arrays(values.chunks) if values.num_chunks else pa.array([], values.type)
-        try:
-            if column.guard:
-                postgres_types.check_dimensions(next(guards))
-            arrays.append(postgres_types.convert(column, values))
-        except Unreadable as error:
-            raise error.error(column.name, _shown_key(table, query, error.row)) from None
-    batch = pa.RecordBatch.from_arrays(arrays, schema=pa.schema([column.field for column in query.columns]))
-    return Rows(batch, partial(key_of, batch, query.key), result.cut)
+    found = {column.name: _whole(table.column(i)) for i, column in enumerate(query.columns)}
+    guarded = [column.name for column in query.columns if column.guard]
+    guards = dict(zip(guarded, table.columns[len(query.columns) :], strict=True))
+
+    def convert(column: Column, start: int, stop: int) -> pa.Array:
+        if column.guard:
+            postgres_types.check_dimensions(guards[column.name].slice(start, stop - start))
+        return postgres_types.convert(column, part(found[column.name], start, stop))
+
+    return read_rows(
+        query, table.num_rows, convert, lambda column, row: _shown(found[column.name][row]), cut=result.cut
+    )
 
 
-def _shown_key(table: pa.Table, query: Query, row: int) -> str:
-    places = [next(i for i, column in enumerate(query.columns) if column.name == name) for name in query.key]
-    return ", ".join(str(table.column(i)[row]) for i in places)
+def _whole(values: pa.ChunkedArray) -> pa.Array:
+    if values.num_chunks == 1:
+        return values.chunk(0)
+    return pa.concat_arrays(values.chunks) if values.num_chunks else pa.array([], values.type)
+
+
+def _shown(value: pa.Scalar[Any]) -> str:
+    """One value as text; an infinite date or timestamp as the driver's number for it."""
+    try:
+        return str(value)
+    except (ValueError, OverflowError):
+        return str(value.cast(pa.int32() if value.type == pa.date32() else pa.int64()))
 
 
 def _close(connection: Connection) -> None:

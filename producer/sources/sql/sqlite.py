@@ -34,9 +34,9 @@ from producer.errors import (
 from producer.model import KeyScalar
 from producer.sources.sql import sqlite_types
 from producer.sources.sql.adbc import Connection, tuples
-from producer.sources.sql.arrow import Unreadable
+from producer.sources.sql.arrow import read_rows
 from producer.sources.sql.names import bind_named, nearest, quote, split_name
-from producer.sources.sql.table import Options, Query, Rows, Table
+from producer.sources.sql.table import Column, Options, Query, Rows, Table
 from producer.sources.sql.threads import in_thread
 
 T = TypeVar("T")
@@ -159,28 +159,30 @@ def _page(connection: Connection, query: Query) -> Rows:
     table = _read(connection, query.sql, query.params)
     names = [column.name for column in query.columns]
     guards = iter(table.columns[len(names) :])
-    stored: list[list[Any]] | None = None
-    arrays: list[pa.Array] = []
+    fast: dict[str, pa.Array | None] = {}
     for i, column in enumerate(query.columns):
         kinds = _whole(next(guards)) if column.guard else None
-        values = sqlite_types.fast(column, _whole(table.column(i)), kinds)
-        if values is None:
-            if stored is None:
-                stored = _stored(connection, query)
-            try:
-                values = sqlite_types.exact(column, stored[i])
-            except Unreadable as error:
-                key = [str(stored[names.index(name)][error.row]) for name in query.key]
-                raise error.error(column.name, ", ".join(key)) from None
-        arrays.append(values)
-    batch = pa.RecordBatch.from_arrays(arrays, schema=pa.schema([column.field for column in query.columns]))
+        fast[column.name] = sqlite_types.fast(column, _whole(table.column(i)), kinds)
+    stored = _stored(connection, query) if None in fast.values() else None
 
-    def key_at(row: int) -> tuple[KeyScalar, ...]:
+    def value(name: str, row: int) -> Any:
         """As it is stored, for that is what comparisons see."""
-        places = [names.index(name) for name in query.key]
-        return tuple(table.column(i)[row].as_py() if stored is None else stored[i][row] for i in places)
+        i = names.index(name)
+        return table.column(i)[row].as_py() if stored is None else stored[i][row]
 
-    return Rows(batch, key_at)
+    def convert(column: Column, start: int, stop: int) -> pa.Array:
+        if (values := fast[column.name]) is not None:
+            return values.slice(start, stop - start)
+        assert stored is not None
+        return sqlite_types.exact(column, stored[names.index(column.name)][start:stop])
+
+    return read_rows(
+        query,
+        table.num_rows,
+        convert,
+        lambda column, row: str(value(column.name, row)),
+        key_at=lambda row: tuple(value(name, row) for name in query.key),
+    )
 
 
 def _stored(connection: Connection, query: Query) -> list[list[Any]]:

@@ -8,7 +8,7 @@ from typing import Protocol
 
 import pyarrow as pa
 
-from producer.model import Json, KeyScalar
+from producer.model import Json, KeyScalar, RejectedRow
 
 #: Values bound to the parameters of a query, by name.
 Params = Mapping[str, Json | KeyScalar]
@@ -66,7 +66,7 @@ class Query:
     """A SELECT whose result has `columns` and after them their guards; ``:name`` in `sql` stands for ``params[name]``.
 
     `types` gives the SQL type of a parameter where a dialect needs it. `key` names the columns that tell rows apart,
-    in positions and errors.
+    in positions and errors. With `salvage` rows that cannot be read are put aside, and do not fail the query.
     """
 
     sql: str
@@ -74,18 +74,21 @@ class Query:
     params: Params = field(default_factory=dict)
     types: Mapping[str, str] = field(default_factory=dict)
     key: tuple[str, ...] = ()
+    salvage: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class Rows:
-    """A query's result; `key_at` gives the key of a row as the database compares it.
+    """A query's result; `key_at` gives the key of a row, the rejected ones counted, as the database compares it.
 
-    `cut` where the result goes on after these rows: they were enough for the memory of one page.
+    `cut` where the result goes on after these rows: they were enough for the memory of one page. `rejected` are the
+    rows that are not in `batch`, each with its number.
     """
 
     batch: pa.RecordBatch
     key_at: Callable[[int], tuple[KeyScalar, ...]]
     cut: bool = False
+    rejected: tuple[tuple[int, RejectedRow], ...] = ()
 
 
 class Session(Protocol):
