@@ -23,6 +23,7 @@ from benchmarks.servers import Servers, running
 from benchmarks.suites import OURS, SUITES, Case, Scale
 
 _HERE = Path(__file__).parent
+FAILED = "failed"
 _PARTS = ("encode", "sink", "dump", "telegram")
 
 
@@ -56,6 +57,7 @@ def main() -> int:
             write(args.output, found)
         for part in (name for name in _PARTS if name in wanted):
             text = run_part(servers, part, scale)
+            failed |= text.startswith(FAILED)
             (args.output / f"{part}.txt").write_text(text)
             print(f"\n{part} alone\n{text}", flush=True)
     write(args.output, found)
@@ -92,13 +94,13 @@ def run_part(servers: Servers, part: str, scale: Scale) -> str:
         "encode": ["--rows", str(scale.rows // 2)],
         "sink": ["--bootstrap", servers.bootstrap, "--rows", str(scale.rows)],
         "dump": ["--rows", str(scale.rows // 2)],
-        "telegram": [],
+        "telegram": ["--bootstrap", servers.bootstrap],
     }
     command = python(f"benchmarks.{part}", *arguments[part])
     done = subprocess.run(
         command, cwd=ROOT, env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True, text=True, check=False
     )
-    return done.stdout if done.returncode == 0 else f"FAILED\n{done.stdout}{done.stderr}"
+    return done.stdout if done.returncode == 0 else f"{FAILED}\n{done.stdout}{done.stderr}"
 
 
 def write(folder: Path, found: Results) -> None:

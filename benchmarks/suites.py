@@ -14,7 +14,9 @@ from benchmarks.tables import Table, events, heavy, wide
 OURS = "ours"
 EXACTLY_ONCE = "ours, exactly once"
 DEBEZIUM = "Debezium"
+OURS_PLAIN = "ours, no headers"
 LIBRDKAFKA = "librdkafka, ready bytes"
+LIBRDKAFKA_PLAIN = "librdkafka, no headers"
 NAIVE = "naive loop"
 COPY = "COPY to nowhere"
 
@@ -50,6 +52,8 @@ def peers(scale: Scale) -> list[Case]:
         case(competitor=COPY, measure=copy_out.measure),
         case(competitor=OURS, measure=ours.measure),
         case(competitor=LIBRDKAFKA, measure=librdkafka.measure),
+        case(competitor=OURS_PLAIN, measure=ours.measure, headers=False),
+        case(competitor=LIBRDKAFKA_PLAIN, measure=librdkafka.measure, headers=False),
         case(competitor=NAIVE, measure=naive.measure),
         case(competitor=DEBEZIUM, measure=debezium.measure),
     ]

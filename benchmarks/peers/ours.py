@@ -18,16 +18,19 @@ def measure(
     *,
     database: str = "postgres",
     exactly_once: bool = False,
+    headers: bool = True,
     topic: str | None = None,
     **stream: Any,
 ) -> Sample:
     """One table to one topic (a new one, or `topic`). `stream` are more keys of the stream's configuration."""
     if topic is None:
         with servers.topics() as (made,):
-            return measure(servers, table, database=database, exactly_once=exactly_once, topic=made, **stream)
+            return measure(
+                servers, table, database=database, exactly_once=exactly_once, headers=headers, topic=made, **stream
+            )
     url = servers.url(database, table)
     streams = [{"name": table.name, "source": "bench", "table": table.name, "topic": topic, **stream}]
-    return _measure(servers, url, streams, table.rows, exactly_once=exactly_once)
+    return _measure(servers, url, streams, table.rows, exactly_once=exactly_once, headers=headers)
 
 
 def measure_many(servers: Servers, tables: list[Table]) -> Sample:
@@ -38,15 +41,23 @@ def measure_many(servers: Servers, tables: list[Table]) -> Sample:
             {"name": table.name, "source": "bench", "table": table.name, "topic": topic}
             for table, topic in zip(tables, topics, strict=True)
         ]
-        return _measure(servers, urls.pop(), streams, sum(table.rows for table in tables), exactly_once=False)
+        return _measure(servers, urls.pop(), streams, sum(table.rows for table in tables))
 
 
-def _measure(servers: Servers, url: str, streams: list[dict[str, Any]], rows: int, *, exactly_once: bool) -> Sample:
+def _measure(
+    servers: Servers,
+    url: str,
+    streams: list[dict[str, Any]],
+    rows: int,
+    *,
+    exactly_once: bool = False,
+    headers: bool = True,
+) -> Sample:
     with tempfile.TemporaryDirectory(dir=servers.folder) as folder:
         config = Path(folder, "config.yaml")  # JSON is YAML
         settings = {
             "app": Path(folder).name,
-            "kafka": {"bootstrap_servers": servers.bootstrap, "compression": "zstd"},
+            "kafka": {"bootstrap_servers": servers.bootstrap, "compression": "zstd", "headers": headers},
             "schema_registry": {"url": servers.registry.url},
             "checkpoints": {"type": "kafka"} if exactly_once else {"type": "file", "path": "./state"},
             "delivery": "exactly_once" if exactly_once else "at_least_once",
