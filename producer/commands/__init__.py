@@ -11,6 +11,7 @@ COMMANDS: tuple[str, ...] = (
     "validate",
     "plan",
     "status",
+    "control",
     "verify",
     "checkpoint",
     "schema",

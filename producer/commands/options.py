@@ -23,9 +23,13 @@ class Closable(Protocol):
     async def close(self) -> None: ...
 
 
-def add_config(parser: argparse.ArgumentParser) -> None:
-    """The configuration file and the options that every command with one has."""
-    parser.add_argument("config", metavar="CONFIG", help="the configuration, a YAML file")
+def add_config(parser: argparse.ArgumentParser, *, or_url: bool = False) -> None:
+    """The configuration file (or, for a run that is going on, its URL) and what every command with one has."""
+    text = "the configuration, a YAML file"
+    if or_url:
+        parser.add_argument("config", metavar="CONFIG|URL", help=f"{text}, or the run's URL; token: PRODUCER_TOKEN")
+    else:
+        parser.add_argument("config", metavar="CONFIG", help=text)
     parser.add_argument("--log-level", choices=("debug", "info", "warning", "error"), default="info")
     parser.add_argument(
         "--log-format", choices=("auto", "plain", "json"), default="auto", help="how logs on stderr look (auto: plain)"

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import http.client
-import json
 from typing import TYPE_CHECKING, Any
 
 from producer.commands import options
-from producer.errors import CheckpointCorruptError
+from producer.commands.control import address_of, ask, configured, is_url
+from producer.errors import CheckpointCorruptError, ProducerError
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from producer.config import Config
+    from producer.model import Checkpoint
 
 _TIMEOUT_S = 2.0
 _COLUMNS = ("name", "state", "rows_acked", "rows_remaining", "topic", "last_commit_at", "error")
@@ -20,38 +22,47 @@ _COLUMNS = ("name", "state", "rows_acked", "rows_remaining", "topic", "last_comm
 
 def add_parser(subparsers: Any) -> None:
     parser = subparsers.add_parser("status", help="how far the streams are")
-    options.add_config(parser)
+    options.add_config(parser, or_url=True)
     options.add_json(parser)
     parser.set_defaults(run=run)
 
 
 def run(args: argparse.Namespace) -> int:
-    config = options.load(args)
-    live = _ask_running(config)
-    streams = live if live is not None else asyncio.run(_from_checkpoints(config))
+    running, streams = _found(args)
     if args.json:
-        options.say_json({"running": live is not None, "streams": streams})
+        options.say_json({"running": running, "streams": streams})
         return 0
-    options.say("running" if live is not None else "not running here; as of the last checkpoints:")
+    options.say("running" if running else "not running here; as of the last checkpoints:")
     options.say_table(_COLUMNS, [[stream.get(column) for column in _COLUMNS] for stream in streams])
     return 0
 
 
+def _found(args: argparse.Namespace) -> tuple[bool, list[dict[str, Any]]]:
+    """Whether a run answers, and its streams; else those of the checkpoints."""
+    if is_url(args.config):
+        return True, ask(address_of(args), "GET", "/streams")["streams"]
+    config = options.load(args)
+    live = _ask_running(config)
+    return (False, asyncio.run(_from_checkpoints(config))) if live is None else (True, live)
+
+
 def _ask_running(config: Config) -> list[dict[str, Any]] | None:
     """What a run on the configured address answers about these streams; None where there is none."""
-    if config.http.port == 0:
+    address = configured(config)
+    if address is None:
         return None
-    host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(config.http.host, config.http.host)  # noqa: S104
-    connection = http.client.HTTPConnection(host, config.http.port, timeout=_TIMEOUT_S)
     try:
-        connection.request("GET", "/streams")
-        streams = json.load(connection.getresponse())["streams"]
-    except (OSError, http.client.HTTPException, ValueError, KeyError, TypeError):
+        streams = ask(address, "GET", "/streams", timeout_s=_TIMEOUT_S)["streams"]
+        ours = {stream.name for stream in config.streams}
+        return [stream for stream in streams if stream["name"] in ours] or None
+    except (ProducerError, KeyError, TypeError):
         return None  # something else listens there, or nothing
-    finally:
-        connection.close()
-    ours = {stream.name for stream in config.streams}
-    return [stream for stream in streams if stream["name"] in ours] or None
+
+
+def _state(checkpoints: Sequence[Checkpoint]) -> str:
+    if not checkpoints:
+        return "not started"
+    return "complete" if all(c.done for c in checkpoints) else "stopped"
 
 
 async def _from_checkpoints(config: Config) -> list[dict[str, Any]]:
@@ -65,11 +76,10 @@ async def _from_checkpoints(config: Config) -> list[dict[str, Any]]:
                 streams.append({**told, "state": "failed", "error": error.message})
                 continue
             checkpoints = state.checkpoints if state else ()
-            done = bool(checkpoints) and all(c.done for c in checkpoints)
             streams.append(
                 {
                     **told,
-                    "state": "complete" if done else "stopped" if checkpoints else "not started",
+                    "state": "paused" if state and state.paused else _state(checkpoints),
                     "rows_acked": sum(c.rows for c in checkpoints),
                     "last_commit_at": state.updated_at if state else None,
                 }

@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
-from typing import cast
+from typing import Any, cast
 
 import aiohttp
 import pytest
 
 from producer import http
-from producer.config import HttpConfig
-from producer.errors import ConfigError
+from producer.config import Config, HttpConfig
+from producer.errors import ConfigError, ProducerError, StoreUnavailableError
 from producer.logs import HIDDEN
 from producer.metrics import Metrics
-from producer.model import Checkpoint, KeyPosition, Split
+from producer.model import Between, Checkpoint, KeyPosition, Split
 from producer.pipeline import SplitProgress
 from producer.service import Service
 from producer.stream import StreamStatus
@@ -28,21 +29,39 @@ class OneStream:
     """A service whose only stream is in whatever state a test says."""
 
     status: StreamStatus = field(default_factory=lambda: StreamStatus("events", "shop", "shop.events"))
+    token: str | None = None
+    host: str = "127.0.0.1"
+    replayed: list[Between] = field(default_factory=list)
+    trouble: ProducerError | None = None
+
+    @property
+    def config(self) -> Config:
+        source = {"type": "sql", "url": "sqlite:///none"}
+        http: dict[str, Any] = {"token": self.token}
+        return Config.model_validate(
+            {"sources": {"s": source}, "streams": [{"source": "s", "table": "t"}], "http": http}
+        )
 
     @property
     def streams(self) -> dict[str, StreamStatus]:
         return {self.status.name: self.status}
 
-    def pause(self, _name: str) -> None:
+    async def pause(self, _name: str) -> None:
+        if self.trouble is not None:
+            raise self.trouble
         self.status.state = "paused"
 
-    def resume(self, _name: str) -> None:
+    async def resume(self, _name: str) -> None:
         self.status.state = "running"
+
+    async def replay(self, _name: str, wanted: Between) -> Split:
+        self.replayed.append(wanted)
+        return Split("replay-1")
 
 
 @asynccontextmanager
 async def served(service: OneStream) -> AsyncIterator[aiohttp.ClientSession]:
-    listener = http.bind(HttpConfig(port=0))
+    listener = http.bind(HttpConfig(host=service.host, port=0))
     base = "http://{}:{}".format(*listener.getsockname())
 
     def redact(text: str) -> str:
@@ -85,7 +104,18 @@ async def test_a_stream_shows_its_splits_and_times() -> None:
     service.status.started_at = 0.0
     async with served(service) as session, session.get("/streams/events") as answer:
         told = await answer.json()
-    assert told["splits"] == [{"id": "0", "position": {"key": [7]}, "rows": 5, "done": False}]
+    assert told["splits"] == [
+        {
+            "id": "0",
+            "position": {"key": [7]},
+            "lower": None,
+            "upper": None,
+            "replays": None,
+            "rows": 5,
+            "done": False,
+            "owner": None,
+        }
+    ]
     assert told["started_at"] == "1970-01-01T00:00:00.000+00:00"
     assert told["last_commit_at"] is None
 
@@ -116,12 +146,120 @@ async def test_no_secret_reaches_a_page() -> None:
     service = OneStream()
     service.status.error = service.status.hint = service.status.retrying = f"<b>refused {SECRET}</b>"
     async with served(service) as session:
-        for path in ("/", "/streams", "/streams/events"):
+        for path in ("/streams", "/streams/events"):
             async with session.get(path) as answer:
                 text = await answer.text()
                 assert SECRET not in text
                 assert HIDDEN in text
-                assert path != "/" or "<b>" not in text
+    service.trouble = StoreUnavailableError(f"no {SECRET}", hint=SECRET)
+    async with served(service) as session, session.post("/streams/events/pause") as answer:
+        assert answer.status == 503
+        assert await answer.json() == {"error": f"no {HIDDEN}", "hint": HIDDEN}
+
+
+TOKEN = "correct horse battery"
+
+
+@pytest.mark.parametrize("action", ["pause", "resume", "replay"])
+@pytest.mark.parametrize("header", [None, "Bearer wrong", f"Basic {TOKEN}", TOKEN, f"Bearer {TOKEN}x", "Bearer ü"])
+async def test_what_changes_state_needs_the_token(action: str, header: str | None) -> None:
+    service = OneStream(token=TOKEN)
+    headers = {} if header is None else {"Authorization": header}
+    async with served(service) as session:
+        async with session.post(f"/streams/events/{action}", headers=headers, json={"from": 1}) as answer:
+            assert answer.status == 401
+            assert answer.headers["WWW-Authenticate"].startswith("Bearer")
+            assert TOKEN not in await answer.text()
+        async with session.get("/streams") as answer:
+            assert answer.status == 200  # reading is open
+    assert (service.status.state, service.replayed) == ("starting", [])
+
+
+async def test_with_the_token_state_is_changed_from_anywhere() -> None:
+    service = OneStream(token=TOKEN)
+    headers = {"Authorization": f"Bearer {TOKEN}", "X-Forwarded-For": "203.0.113.9", "Host": "producer.example"}
+    async with served(service) as session, session.post("/streams/events/pause", headers=headers) as answer:
+        assert answer.status == 200
+    assert service.status.state == "paused"
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [
+        {"X-Forwarded-For": "203.0.113.9"},  # a proxy on this machine hands on what comes from elsewhere
+        {"Forwarded": "for=203.0.113.9"},
+        {"Host": "evil.example", "Origin": "http://evil.example"},  # its name leads here: DNS rebinding
+        {"Host": "127.0.0.1.evil.example"},
+    ],
+)
+async def test_without_a_token_only_the_machine_itself_changes_state(headers: dict[str, str]) -> None:
+    service = OneStream()
+    async with served(service) as session, session.post("/streams/events/pause", headers=headers) as answer:
+        assert answer.status == 403
+        assert "http.token" in await answer.text()
+    assert service.status.state == "starting"
+
+
+async def test_a_short_token_is_refused_and_not_told() -> None:
+    with pytest.raises(ValueError, match="at least 16 characters") as caught:
+        HttpConfig.model_validate({"token": "hunter2"})
+    assert "hunter2" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("body", "wanted"),
+    [
+        ({"from": 100, "to": "200"}, Between("", "100", "200")),
+        ({"column": "changed", "from": "2026-01-01"}, Between("changed", "2026-01-01", None)),
+    ],
+)
+async def test_a_replay_is_asked_for_by_its_range(body: dict[str, Any], wanted: Between) -> None:
+    service = OneStream()
+    async with served(service) as session, session.post("/streams/events/replay", json=body) as answer:
+        assert answer.status == 202
+        assert await answer.json() == {"stream": "events", "split": "replay-1"}
+    assert service.replayed == [wanted]
+
+
+@pytest.mark.parametrize(
+    "body", ["", "{", "[]", "{}", '{"form": 1}', '{"from": true}', '{"from": [1]}', '{"column": 1, "to": 2}']
+)
+async def test_a_replay_that_is_not_a_range_is_refused_with_an_example(body: str) -> None:
+    service = OneStream()
+    async with served(service) as session, session.post("/streams/events/replay", data=body) as answer:
+        assert answer.status == 400
+        assert '"from": 100' in (await answer.json())["hint"]
+    assert service.replayed == []
+
+
+async def test_the_openapi_document_has_every_route_and_tells_streams_as_they_are() -> None:
+    service = OneStream()
+    service.status.split_lists.append([SplitProgress(Checkpoint(Split("0")))])
+    async with served(service) as session:
+        async with session.get("/openapi.json") as answer:
+            api = await answer.json()
+        async with session.get("/streams/events") as answer:
+            told = await answer.json()
+    routes = {
+        (route.method.lower(), route.resource.canonical)
+        for route in http._application(Metrics(), cast(Service, service), str, None).router.routes()
+        if route.method != "HEAD" and route.resource is not None
+    }
+    assert routes == {
+        (method, path) for path, told in api["paths"].items() for method in told if method != "parameters"
+    }
+    stream = api["components"]["schemas"]["Stream"]
+    assert set(told) == set(stream["properties"])
+    assert set(stream["required"]) <= set(told)
+
+
+@pytest.mark.parametrize("path", ["/", "/api"])
+async def test_pages_load_nothing_from_elsewhere_and_run_only_their_own_script(path: str) -> None:
+    async with served(OneStream()) as session, session.get(path) as answer:
+        text, policy = await answer.text(), answer.headers["Content-Security-Policy"]
+    assert not re.search(r"""(src|href)=["']?(https?:|//)|@import|url\(|\son\w+=""", text)
+    assert "unsafe" not in policy
+    assert re.search(r"script-src 'sha256-[\w+/=]+'; style-src 'sha256-[\w+/=]+'; connect-src 'self'", policy)
 
 
 def test_a_port_in_use_is_a_configuration_error() -> None:
