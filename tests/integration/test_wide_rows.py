@@ -46,6 +46,7 @@ def run(path: Path) -> list[dict[str, object]]:
     command = [sys.executable, "-c", RUN, "run", str(path), "--once", "--json"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=240, check=False)
     assert done.returncode == 0, done.stderr
+    assert done.stdout.count("\n") == 2, done.stdout + done.stderr
     return [json.loads(line) for line in done.stdout.splitlines()]
 
 
