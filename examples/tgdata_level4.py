@@ -1,6 +1,7 @@
 """Level 4: patterns. ``python examples/tgdata_level4.py adaptive|batches|monitor|guarded``.
 
-``batches`` needs KAFKA_BOOTSTRAP beside the settings of level 1, and writes to the topic ``messages``.
+``batches`` needs KAFKA_BOOTSTRAP beside the settings of level 1, and writes to the topic KAFKA_TOPIC
+(``messages``).
 """
 
 from __future__ import annotations
@@ -53,11 +54,12 @@ async def adaptive_extraction(group_id: int) -> None:
 async def incremental_large_volume(group_id: int) -> None:
     """Pattern 2: batch mode for incremental extraction."""
     tg = TgData()
+    topic = os.environ.get("KAFKA_TOPIC", "messages")
     async with AIOKafkaProducer(bootstrap_servers=os.environ["KAFKA_BOOTSTRAP"], acks="all") as kafka:
 
         async def stream_to_kafka(batch: pd.DataFrame) -> None:
             for number, text in zip(batch["id"], batch.to_json(orient="records", lines=True).splitlines(), strict=True):
-                await kafka.send("messages", text.encode(), key=str(number).encode())
+                await kafka.send(topic, text.encode(), key=str(number).encode())
             await kafka.flush()
 
         # Use batch mode for high-volume incremental

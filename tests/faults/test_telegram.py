@@ -16,12 +16,8 @@ async def read(count: int, *faults: Fault, **settings: Any) -> tuple[Reading, li
     """A snapshot of a chat of `count` messages; what was asked again and why."""
     reasons: list[str] = []
     world = World([made_chat(CHAT, count, username="demo")])
-    async with (
-        Server(world, faults) as server,
-        open_source(
-            server, hooks={"on_retry": lambda stream, reason: reasons.append(f"{stream} {reason}")}, **settings
-        ) as source,
-    ):
+    hooks = {"on_retry": lambda stream, reason: reasons.append(f"{stream} {reason}")}
+    async with Server(world, faults) as server, open_source(server, hooks=hooks, **settings) as source:
         return await read_all(source, stream_config()), reasons, server
 
 
@@ -63,16 +59,17 @@ async def test_every_id_comes_exactly_once_under_all_faults_at_once() -> None:
 
 
 async def test_a_flood_wait_is_kept_to_the_second_and_nothing_is_asked_meanwhile() -> None:
-    waits: list[float] = []
+    waits: list[tuple[str, float]] = []
     world = World([made_chat(CHAT, 1500, username="demo")])
     async with (
         Server(world, [Fault("flood", 8, value=2)]) as server,
-        open_source(server, hooks={"on_wait": lambda stream, seconds: waits.append(seconds)}) as source,
+        open_source(server, hooks={"on_wait": lambda stream, seconds: waits.append((stream, seconds))}) as source,
     ):
         reading = await read_all(source, stream_config())
         assert server.script.seen["GetHistoryRequest"] == 2 + 15 + 1
     assert reading.ids == list(range(1, 1501))
-    assert sum(waits) > 1.9
+    assert sum(seconds for _, seconds in waits) > 1.9
+    assert {stream for stream, _ in waits} == {"chat"}
     assert not reading.errors
 
 

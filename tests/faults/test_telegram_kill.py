@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from producer.unit import WINDOW_PAGES
 from tests.audit import TopicAudit
 from tests.faults.killing import kill_until_done, write_config
 from tests.mtproto.running import process
@@ -51,8 +52,7 @@ def test_a_hundred_thousand_messages_arrive_under_floods_drops_hangs_and_kills(
                 [(CHAT_ID, number) for number in range(1, MESSAGES + 1)],
                 audit,
                 kills=5,
-                page_size=2000,
-                splits=splits,
+                window=splits * WINDOW_PAGES * 2000,
                 seed=splits,
             )
         finally:

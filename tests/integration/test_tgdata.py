@@ -359,9 +359,9 @@ async def test_level_4_patterns(server: Server, tmp_path: Path, pattern: str) ->
     assert ("Progress: 1,000/1,250" in out) == (pattern == "monitor")
 
 
-async def test_level_4_batches_into_kafka(server: Server, tmp_path: Path, kafka_bootstrap: str) -> None:
-    await example(server, tmp_path, "tgdata_level4", "batches", KAFKA_BOOTSTRAP=kafka_bootstrap)
-    consumer = AIOKafkaConsumer("messages", bootstrap_servers=kafka_bootstrap, auto_offset_reset="earliest")
+async def test_level_4_batches_into_kafka(server: Server, tmp_path: Path, kafka_bootstrap: str, unique: str) -> None:
+    await example(server, tmp_path, "tgdata_level4", "batches", KAFKA_BOOTSTRAP=kafka_bootstrap, KAFKA_TOPIC=unique)
+    consumer = AIOKafkaConsumer(unique, bootstrap_servers=kafka_bootstrap, auto_offset_reset="earliest")
     await consumer.start()
     found: list[int] = []
     async with asyncio.timeout(30):
