@@ -14,6 +14,8 @@ import structlog
 
 from producer.config import StreamConfig
 from producer.errors import (
+    CheckpointConflictError,
+    OtherQueryError,
     PermanentError,
     ProducerError,
     RateLimitedError,
@@ -35,6 +37,7 @@ StateName = Literal["starting", "running", "paused", "complete", "failed", "stop
 
 WATCH_INTERVAL_S = 5.0
 CONTROL_DEADLINE_S = 15.0
+STAND_BY_INTERVAL_S = 2.0
 
 
 @dataclass(slots=True)
@@ -138,7 +141,12 @@ class Stream:
         if self._writer is None:
             self._writer = await engine.open_writer(config, dataset, config.name, self.dead_lettered)
         unit = Unit(config.name, config, self._source, dataset, self._writer, engine, self, self._gate, engine.stop)
-        state = await unit.claim()
+        try:
+            state = await unit.claim()
+        except CheckpointConflictError as error:
+            if self._stands_by(error):
+                return  # not started, and no failure
+            raise
         if state is None:
             await unit.begin([Checkpoint(split) for split in await self._source.plan(config, dataset)])
         elif unit.follows and all(c.split.upper is not None or c.split.is_replay for c in state.checkpoints):
@@ -187,28 +195,44 @@ class Stream:
             self._show_status()
         if error is not None:
             self.fail(error)
-        elif all(progress.checkpoint.done for progress in status.splits):
-            self._enter("complete")
         else:
-            self._enter("stopped")
+            self._enter("complete" if self._complete() else "stopped")
 
     def _at_rest(self) -> bool:
-        return self._engine.stop.is_set() or all(progress.checkpoint.done for progress in self.status.splits)
+        return self._engine.stop.is_set() or self._complete()
+
+    def _complete(self) -> bool:
+        return self.started and all(progress.checkpoint.done for progress in self.status.splits)
 
     async def _run(self) -> ProducerError | None:
         try:
-            async for attempt in self._attempts():
-                with attempt:
-                    await self.start()
+            while not self.started:
+                async for attempt in self._attempts():
+                    with attempt:
+                        await self.start()
+                if not self.started:
+                    await sleep_until_stop(self._engine.stop, STAND_BY_INTERVAL_S)
             self._enter("running" if self._gate.is_set() else "paused")
             watching = asyncio.create_task(self._watch())
             try:
                 await self._run_units()
             finally:
                 watching.cancel()
+        except CheckpointConflictError as error:
+            if not self._stands_by(error):
+                return error
+            self.started = False
+            self._enter("starting")
         except ProducerError as error:
             return error
         return None
+
+    def _stands_by(self, error: CheckpointConflictError) -> bool:
+        """Whether the error is that another process runs the stream, and that is what is wanted."""
+        if not self._engine.stands_by or isinstance(error, OtherQueryError):
+            return False
+        log.info("standing by: another process runs the stream", stream=self.config.name, reason=error.message)
+        return True
 
     async def _run_units(self) -> None:
         for unit in self._units:

@@ -17,7 +17,7 @@ from aiokafka import errors as ke
 from aiokafka.coordinator.assignors.sticky.sticky_assignor import StickyPartitionAssignor
 
 from producer.config import KafkaConfig
-from producer.kafka import client_options, connect, give_up, translate
+from producer.kafka import client_options, give_up, translate
 
 log = structlog.get_logger("producer")
 
@@ -45,7 +45,7 @@ class Membership(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka i
         self._polling: asyncio.Task[None] | None = None
 
     async def start(self) -> None:
-        """Joins the group; what is assigned is told later. Raises as `producer.kafka.connect`."""
+        """Joins the group; what is assigned is told later. SinkUnavailableError where the group does not take us in."""
         consumer = AIOKafkaConsumer(
             **client_options(self._config),
             group_id=self._group,
@@ -57,8 +57,13 @@ class Membership(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka i
             partition_assignment_strategy=(StickyPartitionAssignor,),
         )
         consumer.subscribe([self._topic], listener=self)
-        await connect(consumer, consumer.stop, self._config)
         self._consumer = consumer
+        try:
+            # It returns with the first assignment, for which the members that are there may drain first.
+            async with asyncio.timeout(REBALANCE_TIMEOUT_MS / 1000):
+                await consumer.start()
+        except (ke.KafkaError, OSError) as error:
+            raise translate(error, self._config, topic=self._topic, doing="join the group of") from None
         self._polling = asyncio.create_task(self._poll(consumer))
 
     async def close(self) -> None:

@@ -92,19 +92,27 @@ class SharedStream(Stream):
 
     async def disown(self, partitions: Collection[int]) -> None:
         """Drains these units, or drops what is in flight after `DRAIN_DEADLINE_S`; then nothing of them moves."""
-        tasks = {self._owned.pop(partition) for partition in partitions if partition in self._owned}
-        for partition in partitions:
+        tasks = {self._owned.pop(partition): partition for partition in partitions if partition in self._owned}
+        for task, partition in tasks.items():
             if partition in self._running:
                 self._running[partition].stop.set()
+            else:
+                task.cancel()  # it has not sent anything yet
         if tasks:
             _, late = await asyncio.wait(tasks, timeout=DRAIN_DEADLINE_S)
             for task in late:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
+        for partition in partitions:
+            ended = self._running.pop(partition, None)
+            if ended is not None:
+                self.status.split_lists[:] = [s for s in self.status.split_lists if s is not ended.splits]
 
     async def _run_unit(self, partition: int) -> None:
         assert self._dataset is not None
         name = unit_name(self.config.name, partition)
+        places = max(1, self.config.max_parallel // self._store.partitions)
+        config = self.config.model_copy(update={"max_parallel": places})
         writer: PageWriter[Any] | None = self._writer
         try:
             async for attempt in self._attempts():
@@ -113,7 +121,7 @@ class SharedStream(Stream):
                         writer = await self._open_writer(name)
                     unit = Unit(
                         name,
-                        self.config,
+                        config,
                         self._source,
                         self._dataset,
                         writer,
@@ -134,9 +142,6 @@ class SharedStream(Stream):
             if self._broken is not None and not self._broken.done():
                 self._broken.set_result(error)
         finally:
-            ended = self._running.pop(partition, None)
-            if ended is not None:
-                self.status.split_lists[:] = [s for s in self.status.split_lists if s is not ended.splits]
             if writer is not None and writer is not self._writer:
                 await writer.close()
             await self._store.release(name)
@@ -156,7 +161,8 @@ class SharedStream(Stream):
             if self._broken.done():
                 raise self._broken.result()
         finally:
-            await self.disown(list(self._owned))
+            if not self._all_done:
+                await self.disown(list(self._owned))
 
     async def _everything_done(self) -> bool:
         """Looks at all units, other processes' too, and counts what is still to come."""
@@ -172,7 +178,7 @@ class SharedStream(Stream):
         if self.status.rows_total_estimate is not None:
             self.status.rows_remaining = max(0, self.status.rows_total_estimate - rows)
         if self._engine.once and self.config.mode != "snapshot":
-            return not self._running and bool(self._owned)
+            return bool(self._owned) and all(task.done() for task in self._owned.values())
         return done
 
     def _complete(self) -> bool:

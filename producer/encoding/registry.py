@@ -43,6 +43,7 @@ class RegistryClient:
         password = config.password.get_secret_value() if config.password else unquote(parts.password or "")
         self._auth = httpx.BasicAuth(username, password) if username else None
         self._client: httpx.AsyncClient | None = None
+        self._prefixes: dict[tuple[str, str], bytes] = {}  # by subject and schema
 
     async def start(self) -> None:
         """Proves that a registry is there and takes the credentials. Idempotent."""
@@ -85,7 +86,10 @@ class RegistryClient:
         `create` (default: ``auto_register``) False only looks it up. SchemaIncompatibleError where the registry
         refuses it, naming the field, or does not hold it.
         """
-        return framing_prefix(await self._schema_id(self.subject(topic, schema, is_key=is_key), schema, create))
+        known = (self.subject(topic, schema, is_key=is_key), json.dumps(schema))
+        if known not in self._prefixes:
+            self._prefixes[known] = framing_prefix(await self._schema_id(known[0], schema, create))
+        return self._prefixes[known]
 
     async def _schema_id(self, subject: str, schema: Json, create: bool | None) -> int:
         create = self._config.auto_register if create is None else create

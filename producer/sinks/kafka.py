@@ -15,6 +15,7 @@ from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any, Protocol, TypedDict, Unpack
+from weakref import WeakSet
 
 import pyarrow as pa
 from aiokafka import AIOKafkaProducer
@@ -95,7 +96,7 @@ class KafkaSink:
         self._config = config
         self._run_id = run_id
         self._topics: dict[str, TopicInfo] = {}
-        self._writers: list[KafkaWriter] = []
+        self._writers: WeakSet[KafkaWriter] = WeakSet()
         self._publishing = asyncio.Lock()
         self._state: Connection | None = None
         self.state_topic = config.state_topic or f"{app}.state"
@@ -118,12 +119,19 @@ class KafkaSink:
         replication_factor: int | None = None,
         topic_config: Mapping[str, str] | None = None,
     ) -> int:
-        """How many partitions the topic has, which is made if it is not there; see `producer.kafka.ensure_topic`."""
-        info = await ensure_topic(
-            self._config, name, partitions=partitions, replication_factor=replication_factor, topic_config=topic_config
-        )
-        self._topics[name] = info
-        return info.partitions
+        """How many partitions the topic has, which is made if it is not there; see `producer.kafka.ensure_topic`.
+
+        A topic that was found before is not asked for again.
+        """
+        if name not in self._topics:
+            self._topics[name] = await ensure_topic(
+                self._config,
+                name,
+                partitions=partitions,
+                replication_factor=replication_factor,
+                topic_config=topic_config,
+            )
+        return self._topics[name].partitions
 
     def writer(
         self,
@@ -152,7 +160,7 @@ class KafkaSink:
             writer = TransactionalWriter(self._config, stream.name, topic, encoder, headers, transactional=True)
             writer.transactional_id = transactional_id
         writer.around = around
-        self._writers.append(writer)
+        self._writers.add(writer)
         return writer
 
     async def publish_schema(self, fingerprint: str, schema: Mapping[str, Any]) -> None:
