@@ -110,10 +110,11 @@ async def verify(config: Config, stream: StreamConfig, counts: Counts) -> Verifi
         state = await store.load(stream.name)
         if state is not None:
             refuse_other_query(state, stream.name, dataset.fingerprint(stream.traversal))
-            checkpoints: Sequence[Checkpoint] = state.checkpoints
+            pieces = [piece for checkpoint in state.checkpoints for piece in _pieces(checkpoint)]
         else:  # nothing says how far a run has come: all of it is expected
-            checkpoints = [Checkpoint(split, done=True) for split in await source.plan(stream, dataset)]
-        rows = _Rows(config, source, stream, dataset, checkpoints, counts)
+            plain = stream.model_copy(update={"mode": "snapshot"})
+            pieces = [_Piece(split, None, True) for split in await source.plan(plain, dataset)]
+        rows = _Rows(config, source, stream, dataset, pieces, counts)
         records = _Records(config, stream, dataset, rows, registry, partitions, counts)
         ours, theirs = stack.enter_context(Side()), stack.enter_context(Side())
         async with asyncio.TaskGroup() as group:
@@ -136,14 +137,14 @@ class _Rows:
         source: Source,
         stream: StreamConfig,
         dataset: Dataset,
-        checkpoints: Sequence[Checkpoint],
+        pieces: Sequence[_Piece],
         counts: Counts,
     ) -> None:
         self._source = source
         # Plain pages: neither a bound on what is young nor a watch for what comes late is of use here.
         self._stream = stream.model_copy(update={"mode": "snapshot"})
         self._dataset = dataset
-        self._pieces = [piece for checkpoint in checkpoints for piece in _pieces(checkpoint)]
+        self._pieces = pieces
         self._counts = counts
         self._give_up_after_s = config.retry_timeout_s
         self._transform = transform_of(stream, dataset)
@@ -217,7 +218,7 @@ class _Rows:
 def _pieces(checkpoint: Checkpoint) -> list[_Piece]:
     """What the checkpoint says is on the topic, and the rest of the split."""
     split, position = checkpoint.split, checkpoint.position
-    if checkpoint.done:
+    if checkpoint.done and split.upper is not None:
         return [_Piece(split, None, True)]
     rest = _Piece(split, position, False)
     match position:

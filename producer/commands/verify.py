@@ -29,8 +29,10 @@ def add_parser(subparsers: Any) -> None:
 
 def run(args: argparse.Namespace) -> int:
     from producer.errors import ProducerError
+    from producer.lean import arrow_without_pandas
     from producer.verify import Counts, verify
 
+    arrow_without_pandas()
     config = options.load(args)
     stream = options.stream_named(config, args.stream)
 
@@ -47,7 +49,7 @@ def run(args: argparse.Namespace) -> int:
     try:
         found = asyncio.run(work())
     except BaseExceptionGroup as group:
-        raise next(_errors(group, ProducerError), group) from None
+        raise min(_errors(group), key=lambda error: not isinstance(error, ProducerError)) from None
     if args.json:
         options.say_json(found.to_json())
     else:
@@ -55,11 +57,11 @@ def run(args: argparse.Namespace) -> int:
     return 0 if found.comparison.agrees else 1
 
 
-def _errors(group: BaseExceptionGroup[Any], kind: type[BaseException]) -> Iterator[BaseException]:
+def _errors(group: BaseExceptionGroup[Any]) -> Iterator[BaseException]:
     for error in group.exceptions:
         if isinstance(error, BaseExceptionGroup):
-            yield from _errors(error, kind)
-        elif isinstance(error, kind):
+            yield from _errors(error)
+        else:
             yield error
 
 

@@ -30,7 +30,7 @@ def compared(
             for key, value, flag in records:
                 hashes = np.array([key * 2**56, value], dtype=np.int64)
                 side.add(hashes[:1], hashes[1:], bool(flag))
-        return compare(*sides, LIMIT)
+        return compare(sides[0], sides[1], LIMIT)
 
 
 def keys(found: set[int]) -> list[int]:
