@@ -38,7 +38,7 @@ def add_parser(subparsers: Any) -> None:
         ("replay", "read a range of a stream's rows once more, beside what goes on"),
     ):
         parser = subparsers.add_parser(name, help=text, description=text)
-        options.add_target(parser)
+        options.add_config(parser, or_url=True)
         parser.add_argument("stream", metavar="STREAM")
         if name == "replay":
             parser.add_argument("--from", dest="first", metavar="VALUE", help="the first key, or time (included)")
