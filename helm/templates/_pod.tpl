@@ -193,6 +193,7 @@ podFailurePolicy:
         containerName: producer
         operator: In
         values: [2]
+      onPodConditions: []  # clients before 1.30 ask for it
     - action: Ignore
       onPodConditions:
         - type: DisruptionTarget

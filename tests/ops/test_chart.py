@@ -1,0 +1,329 @@
+"""The chart: what it installs, what it refuses, and that Kubernetes and a security linter take all of it."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import shutil
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import kubernetes_validate
+import pytest
+import yaml
+
+from producer.config import Config, load_config
+from tests.ops.chart import BASE, CHART, ON_DISK, SHARED, Document, Values, documents, merged, one, pod, run, template
+
+OWN_RESOURCES = {"ServiceMonitor", "PrometheusRule", "ScaledObject"}  # Kubernetes itself knows no schema of them
+SHAPES: dict[str, Values] = {
+    "deployment": {},
+    "on-disk": ON_DISK,
+    "existing-claim": merged(ON_DISK, {"persistence": {"existingClaim": "mine"}}),
+    "shared": SHARED,
+    "keda": merged(SHARED, {"autoscaling": {"type": "keda"}}),
+    "hpa": merged(SHARED, {"autoscaling": {"type": "hpa"}}),
+    "job": {"workload": "job", "job": {"activeDeadlineSeconds": 3600, "ttlSecondsAfterFinished": 0}},
+    "cronjob": merged(ON_DISK, {"workload": "cronjob"}),
+}
+SWITCHES: tuple[tuple[str, ...], ...] = (
+    ("serviceAccount", "create"),
+    ("podDisruptionBudget", "enabled"),
+    ("networkPolicy", "enabled"),
+    ("serviceMonitor", "enabled"),
+    ("prometheusRule", "enabled"),
+    ("dashboards", "enabled"),
+)
+EVERYTHING: Values = {
+    "image": {"digest": "sha256:" + "0" * 64},
+    "imagePullSecrets": ["registry"],
+    "env": {"ZONE": "a"},
+    "secretEnv": [{"name": "PGPASSWORD", "secret": "shop", "key": "password"}],
+    "secretFiles": ["shop", "kafka.tls"],
+    "secretsRevision": "2",
+    "preStopSeconds": 5,
+    "extraArgs": ["--debug"],
+    "serviceAccount": {"annotations": {"cloud/role": "reader"}},
+    "networkPolicy": {"egress": [{"to": [{"podSelector": {}}]}]},
+    "service": {"annotations": {"a": "b"}},
+    "serviceMonitor": {"enabled": True, "labels": {"release": "prometheus"}},
+    "prometheusRule": {"enabled": True, "labels": {"release": "prometheus"}},
+    "dashboards": {"enabled": True, "annotations": {"grafana_folder": "Kafka"}},
+    "podAnnotations": {"a": "b"},
+    "podLabels": {"team": "data"},
+    "nodeSelector": {"disk": "ssd"},
+    "tolerations": [{"key": "batch", "operator": "Exists"}],
+    "affinity": {"nodeAffinity": {}},
+    "topologySpreadConstraints": [
+        {"topologyKey": "rack", "maxSkew": 1, "whenUnsatisfiable": "DoNotSchedule", "labelSelector": {}}
+    ],
+    "priorityClassName": "high",
+    "extraVolumes": [{"name": "media", "emptyDir": {}}],
+    "extraVolumeMounts": [{"name": "media", "mountPath": "/media"}],
+}
+
+
+@pytest.fixture(scope="module")
+def rendered(helm: str, tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[Document]]:
+    """Every shape with every combination of switches, by name: charts in one parent, so that helm runs once."""
+    cases = {"everything": merged(BASE, EVERYTHING), "everything-job": merged(BASE, EVERYTHING, {"workload": "job"})}
+    for shape, values in SHAPES.items():
+        for chosen in itertools.product((False, True), repeat=len(SWITCHES)):
+            switches: Values = {group: {name: on} for (group, name), on in zip(SWITCHES, chosen, strict=True)}
+            cases[f"{shape}-{''.join(str(int(on)) for on in chosen)}"] = merged(BASE, values, switches)
+    parent = tmp_path_factory.mktemp("parent")
+    shutil.copytree(CHART, parent / "charts" / "streaming-producer")
+    chart = yaml.safe_load((CHART / "Chart.yaml").read_text())
+    names = dict(zip((f"c{number}" for number in range(len(cases))), cases, strict=True))
+    dependencies = [{"name": chart["name"], "version": chart["version"], "alias": alias} for alias in names]
+    about = {"apiVersion": "v2", "name": "all", "version": "0.1.0", "dependencies": dependencies}
+    (parent / "Chart.yaml").write_text(yaml.safe_dump(about))
+    values = {alias: merged(cases[case], {"fullnameOverride": case}) for alias, case in names.items()}
+    done = run(helm, "template", "all", str(parent), "--namespace", "data", values=values)
+    assert done.returncode == 0, done.stderr
+    found: dict[str, list[Document]] = {case: [] for case in cases}
+    for text in done.stdout.split("\n---\n"):
+        alias = text.split("# Source: all/charts/", 1)[1].split("/", 1)[0]
+        found[names[alias]] += documents(text)
+    return found
+
+
+def test_every_combination_of_switches_renders_what_is_switched_on(rendered: dict[str, list[Document]]) -> None:
+    workloads = {"job": "Job", "cronjob": "CronJob"}
+    for shape in SHAPES:
+        for chosen in itertools.product((False, True), repeat=len(SWITCHES)):
+            account, budget, policy, monitor, rule, boards = chosen
+            kinds = [document["kind"] for document in rendered[f"{shape}-{''.join(str(int(on)) for on in chosen)}"]]
+            expected = ["ConfigMap", "Service", workloads.get(shape, "Deployment")]
+            expected += ["ServiceAccount"] * account + ["NetworkPolicy"] * policy + ["ServiceMonitor"] * monitor
+            expected += ["PrometheusRule"] * rule + ["ConfigMap"] * boards
+            expected += ["PodDisruptionBudget"] * (budget and shape not in workloads)
+            expected += ["PersistentVolumeClaim"] * (shape in ("on-disk", "cronjob"))
+            expected += {"keda": ["ScaledObject"], "hpa": ["HorizontalPodAutoscaler"]}.get(shape, [])
+            assert sorted(kinds) == sorted(expected), shape
+
+
+@pytest.mark.parametrize("version", ["1.25", "1.28", "1.31", "1.34", "1.37"])
+def test_kubernetes_knows_every_field(rendered: dict[str, list[Document]], version: str) -> None:
+    distinct: dict[str, Document] = {}
+    for document in itertools.chain.from_iterable(rendered.values()):
+        without_name = {**document, "metadata": {**document["metadata"], "name": "x"}}
+        without_name["metadata"].pop("labels")
+        name = document["metadata"]["labels"]["app.kubernetes.io/name"]
+        text = json.dumps(without_name, sort_keys=True)
+        for told in (f"{document['metadata']['name']}-", document["metadata"]["name"], name):
+            text = text.replace(told, "x")
+        distinct[text] = document
+    checked = set()
+    for document in distinct.values():
+        if document["kind"] not in OWN_RESOURCES:
+            kubernetes_validate.validate(document, version, strict=True)
+            checked.add(document["kind"])
+    assert {"Deployment", "Job", "CronJob", "NetworkPolicy", "PodDisruptionBudget", "ConfigMap"} <= checked
+
+
+def test_lint_is_content(helm: str) -> None:
+    done = run(helm, "lint", "--strict", str(CHART), values=BASE)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "[WARNING]" not in done.stdout + done.stderr
+
+
+def test_a_security_linter_finds_nothing(trivy: str, rendered: dict[str, list[Document]], tmp_path: Path) -> None:
+    """Nothing is left to explain, so that nothing is explained away: a new finding fails here."""
+    for shape in (*(f"{shape}-111111" for shape in SHAPES), "everything", "everything-job"):
+        (tmp_path / f"{shape}.yaml").write_text(yaml.safe_dump_all(rendered[shape]))
+    done = subprocess.run(
+        [trivy, "config", "--quiet", "--skip-check-update", "--format", "json", str(tmp_path)],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=120,
+    )
+    assert done.returncode == 0, done.stderr
+    results = json.loads(done.stdout)["Results"]
+    assert {result["Target"] for result in results} == {path.name for path in tmp_path.iterdir()}
+    assert sum(result["MisconfSummary"]["Successes"] for result in results) > 100
+    findings = [
+        (result["Target"], found["ID"], found["Message"])
+        for result in results
+        for found in result.get("Misconfigurations", ())
+    ]
+    assert findings == []
+
+
+def loaded(found: list[Document], folder: Path) -> Config:
+    """The ConfigMap, as the producer in the pod reads it; the Secret `shop` has a password."""
+    text = next(d for d in found if d["kind"] == "ConfigMap")["data"]["producer.yaml"]
+    (folder / "shop").mkdir()
+    (folder / "shop" / "password").write_text("hunter2\n")
+    path = folder / "producer.yaml"
+    path.write_text(text.replace("/run/secrets", str(folder)))
+    return load_config(path, {})
+
+
+def test_the_producer_takes_the_configuration_that_is_mounted(helm: str, tmp_path: Path) -> None:
+    config = loaded(template(helm), tmp_path)
+    assert (config.http.host, config.http.port) == ("0.0.0.0", 9464)
+    assert config.streams[0].page_size == 1_000_000
+    assert config.sources["shop"].url.get_secret_value() == "postgresql://reader:hunter2@pg/shop"
+
+
+def test_another_port_is_the_same_everywhere(helm: str, tmp_path: Path) -> None:
+    found = template(helm, {"config": {"http": {"port": 8080}}})
+    assert loaded(found, tmp_path).http.port == 8080
+    assert one(found, "Service")["spec"]["ports"][0]["port"] == 8080
+    assert pod(found)["spec"]["containers"][0]["ports"][0]["containerPort"] == 8080
+
+
+def test_one_reader_at_a_time_unless_pods_share_the_splits(helm: str) -> None:
+    assert one(template(helm), "Deployment")["spec"]["strategy"] == {"type": "Recreate"}
+    shared = one(template(helm, SHARED), "Deployment")["spec"]
+    assert (shared["strategy"]["type"], shared["replicas"]) == ("RollingUpdate", 3)
+    assert one(template(helm, {"workload": "cronjob"}), "CronJob")["spec"]["concurrencyPolicy"] == "Forbid"
+
+
+def test_an_autoscaler_decides_alone_how_many_pods_there_are(helm: str) -> None:
+    for kind in ("keda", "hpa"):
+        assert "replicas" not in one(template(helm, SHAPES[kind]), "Deployment")["spec"]
+
+
+def test_dumps_stop_when_caught_up_and_a_deployment_does_not(helm: str) -> None:
+    for kind in ("job", "cronjob"):
+        assert "--once" in pod(template(helm, {"workload": kind}))["spec"]["containers"][0]["args"]
+    assert "--once" not in pod(template(helm))["spec"]["containers"][0]["args"]
+
+
+def test_another_configuration_is_another_job_and_new_pods(helm: str) -> None:
+    def job(*layers: Values) -> str:
+        return str(one(template(helm, {"workload": "job"}, *layers), "Job")["metadata"]["name"])
+
+    assert job() == job()
+    assert job() != job({"config": {"streams": [{"source": "shop", "table": "public.orders"}]}})
+    annotations = [
+        pod(template(helm, layer))["metadata"]["annotations"]
+        for layer in ({}, {"config": {"app": "other"}}, {"secretsRevision": "2"})
+    ]
+    assert annotations[0] != annotations[1]
+    assert annotations[0] != annotations[2]
+
+
+def test_a_pod_gets_longer_to_end_than_it_takes_to_drain(helm: str) -> None:
+    spec = pod(template(helm))["spec"]
+    assert spec["terminationGracePeriodSeconds"] > Config.model_fields["shutdown_timeout_s"].default
+    longer = {"config": {"shutdown_timeout_s": 60}, "terminationGracePeriodSeconds": 75, "preStopSeconds": 5}
+    assert pod(template(helm, longer))["spec"]["containers"][0]["lifecycle"]["preStop"]
+
+
+def test_no_pod_has_a_token_or_a_writable_root(rendered: dict[str, list[Document]]) -> None:
+    for found in rendered.values():
+        spec = pod(found)["spec"]
+        assert spec["automountServiceAccountToken"] is False
+        assert spec["securityContext"]["runAsUser"] == 10001
+        for container in spec["containers"]:
+            context = container["securityContext"]
+            assert context["readOnlyRootFilesystem"]
+            assert context["capabilities"] == {"drop": ["ALL"]}
+            assert context["seccompProfile"] == {"type": "RuntimeDefault"}
+            assert container["livenessProbe"]["httpGet"]["path"] == "/livez"
+            assert container["readinessProbe"]["httpGet"]["path"] == "/readyz"
+
+
+def test_the_alerts_are_those_of_the_file_with_reachable_runbooks(helm: str) -> None:
+    url = "https://docs.example/runbooks.html"
+    rule = one(template(helm, {"prometheusRule": {"enabled": True, "runbookUrl": url}}), "PrometheusRule")
+    alerts = yaml.safe_load((CHART.parent / "dashboards/alerts.yaml").read_text())
+    text = json.dumps(alerts).replace("docs/runbooks.md#", f"{url}#")
+    assert rule["spec"] == json.loads(text)
+
+
+def test_the_dashboards_are_those_of_the_files(helm: str) -> None:
+    found = template(helm, {"dashboards": {"enabled": True}})
+    (boards,) = (d for d in found if d["metadata"]["name"].endswith("-dashboards"))
+    files = sorted((CHART.parent / "dashboards").glob("*.json"))
+    assert boards["data"] == {path.name: path.read_text() for path in files}
+
+
+REFUSED: list[tuple[Values, str]] = [
+    ({"replica": 2}, "replica"),
+    ({"workload": "daemonset"}, "workload"),
+    ({"replicas": "two"}, "replicas"),
+    ({"image": {"digest": "sha256:12"}}, "digest"),
+    ({"secretEnv": [{"name": "A", "secret": "s"}]}, "key"),
+    ({"secretFiles": ["Not_A_Name"]}, "secretFiles"),
+    ({"autoscaling": {"type": "vpa"}}, "autoscaling"),
+    ({"serviceMonitor": {"interval": "often"}}, "interval"),
+    ({"config": {"streams": []}}, "config needs sources and streams"),
+    ({"replicas": 2}, "coordination: kafka"),
+    ({"autoscaling": {"type": "keda"}}, "coordination: kafka"),
+    (merged(SHARED, {"workload": "job"}), "for workload deployment"),
+    (merged(SHARED, ON_DISK), "cannot share a volume"),
+    ({"config": {"checkpoints": {"type": "file"}}}, "lost with the pod"),
+    (
+        {"config": {"checkpoints": {"type": "file", "path": "state"}}, "persistence": {"enabled": True}},
+        "not on the volume",
+    ),
+    ({"terminationGracePeriodSeconds": 34}, "set at least 35"),
+    ({"preStopSeconds": 20}, "set at least 55"),
+    ({"config": {"shutdown_timeout_s": 60}}, "set at least 70"),
+    ({"config": {"kafka": {"sasl_password": "hunter2"}}}, "sasl_password"),
+    ({"config": {"sources": {"chat": {"type": "telegram", "session": "1ApWapzM"}}}}, "session"),
+    ({"config": {"sources": {"shop": {"url": "postgresql://reader:hunter2@pg/shop"}}}}, "URL with its password"),
+]
+
+
+@pytest.mark.parametrize(("values", "said"), REFUSED, ids=lambda value: value if isinstance(value, str) else "")
+def test_what_cannot_work_is_refused_with_the_way_out(helm: str, values: Values, said: str) -> None:
+    done = run(helm, "template", "shop", str(CHART), values=merged(BASE, values))
+    assert done.returncode != 0
+    assert said in done.stderr
+    assert "hunter2" not in done.stderr
+
+
+def test_every_value_has_a_schema_that_takes_no_unknown_key() -> None:
+    def check(value: Any, schema: dict[str, Any], at: str) -> None:
+        if "properties" in schema:
+            assert schema["additionalProperties"] is False, at
+            assert set(value) == set(schema["properties"]), at
+            for name, inner in value.items():
+                check(inner, schema["properties"][name], f"{at}.{name}")
+        else:
+            assert schema["description"], at
+
+    schema = json.loads((CHART / "values.schema.json").read_text())
+    check(yaml.safe_load((CHART / "values.yaml").read_text()), schema, "values")
+
+
+def test_values_and_readme_are_current() -> None:
+    from helm import generate
+
+    for path, text in generate.generated().items():
+        assert path.read_text("utf-8") == text, f"python helm/generate.py writes {path.name} anew"
+
+
+RELEASES = sorted(Path(__file__).parent.joinpath("releases").iterdir())
+
+
+def immutable(found: list[Document]) -> dict[str, Any]:
+    """What Kubernetes does not let an upgrade change, by kind and name."""
+    kept: dict[str, Any] = {}
+    for document in found:
+        name = f"{document['kind']} {document['metadata']['name']}"
+        match document["kind"]:
+            case "Deployment":
+                kept[name] = document["spec"]["selector"]
+            case "PersistentVolumeClaim":
+                kept[name] = {key: document["spec"][key] for key in ("accessModes", "storageClassName")}
+            case "Service":
+                kept[name] = document["spec"]["type"]
+    return kept
+
+
+@pytest.mark.parametrize("release", RELEASES, ids=lambda path: path.name)
+def test_values_of_a_release_still_work_and_can_be_upgraded_in_place(helm: str, release: Path) -> None:
+    done = run(
+        helm, "template", "shop", str(CHART), *("--namespace", "data"), *("--values", str(release / "values.yaml")),
+        *("--values", str(release / "operator.yaml")),
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert immutable(documents(done.stdout)) == yaml.safe_load((release / "immutable.yaml").read_text())
