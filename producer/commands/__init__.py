@@ -14,6 +14,7 @@ COMMANDS: tuple[str, ...] = (
     "control",
     "verify",
     "checkpoint",
+    "dead_letters",
     "schema",
     "dump",
     "demo",

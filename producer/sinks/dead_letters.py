@@ -240,13 +240,23 @@ def key_text(dataset: Dataset, values: Mapping[str, str]) -> str | None:
 
 def row_keys(dataset: Dataset, batch: pa.RecordBatch) -> list[str | None]:
     """The key of each row as it stands in a letter."""
-    rows = [batch.slice(row, 1) for row in range(batch.num_rows)]
-    return [key_text(dataset, {name: _json_text(row, name) for name in dataset.key}) for row in rows]
+    columns = [
+        [_json_text(batch.slice(row, 1), name) for row in range(batch.num_rows)]
+        if (texts := _json_texts(batch, name)) is None
+        else texts
+        for name in dataset.key
+    ]
+    return [key_text(dataset, dict(zip(dataset.key, row, strict=True))) for row in zip(*columns, strict=True)]
 
 
 def rejected_key(dataset: Dataset, rejected: RejectedRow) -> str | None:
     """The same for a row that the source rejected."""
     return key_text(dataset, _rejected_values(rejected))
+
+
+def no_letters() -> pa.RecordBatch:
+    """For a page that only takes letters back."""
+    return pa.RecordBatch.from_pylist([], schema=ARROW_SCHEMA)
 
 
 def taken_back(stream: str, keys: Sequence[str]) -> pa.RecordBatch:
@@ -290,17 +300,26 @@ def _cut(text: str) -> str:
 
 def _json_text(batch: pa.RecordBatch, name: str) -> str:
     """The value of a batch of one row; one that has no proper form as its bytes or number are."""
+    texts = _json_texts(batch, name)
+    if texts is not None:
+        return texts[0]
     column = batch.column(name)
+    kind = column.type
+    if pa.types.is_string(kind) or pa.types.is_large_string(kind):
+        raw = column.view(pa.binary() if pa.types.is_string(kind) else pa.large_binary())[0].as_py()
+        return _dumps(raw.decode(errors="replace"))
+    if pa.types.is_temporal(kind):
+        return str(column.view(pa.int32() if kind.bit_width == 32 else pa.int64())[0].as_py())
+    return _dumps(f"a {kind} without a form in JSON")
+
+
+def _json_texts(batch: pa.RecordBatch, name: str) -> list[str] | None:
+    """A column's values as JSON; None where one has no such form."""
     try:
-        return str(json_column(column, batch.schema.field(name))[0].as_py())
+        texts: list[str] = json_column(batch.column(name), batch.schema.field(name)).to_pylist()
     except (pa.ArrowException, ValueError, OverflowError):
-        kind = column.type
-        if pa.types.is_string(kind) or pa.types.is_large_string(kind):
-            raw = column.view(pa.binary() if pa.types.is_string(kind) else pa.large_binary())[0].as_py()
-            return _dumps(raw.decode(errors="replace"))
-        if pa.types.is_temporal(kind):
-            return str(column.view(pa.int32() if kind.bit_width == 32 else pa.int64())[0].as_py())
-        return _dumps(f"a {kind} without a form in JSON")
+        return None
+    return texts
 
 
 def _dumps(value: object) -> str:
