@@ -1,0 +1,180 @@
+"""Owns the claims about several processes that share the work: killed, hung and joining workers, nothing lost, nothing
+twice where it is exactly once."""
+
+from __future__ import annotations
+
+import random
+import signal
+import subprocess
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from producer.coordination.membership import SESSION_TIMEOUT_MS
+from tests.audit import TopicAudit
+from tests.faults.killing import start, write_config
+from tests.faults.test_kill import KEY_SCHEMA, postgres_table
+
+ROWS = 300_000
+UNITS = 6
+
+
+@pytest.fixture(scope="module")
+def table(postgres_dsn: str) -> str:
+    return postgres_table(postgres_dsn)
+
+
+def configuration(folder: Path, bootstrap: str, table: str, name: str, *, delivery: str, rate: int) -> Path:
+    return write_config(
+        folder,
+        {
+            "app": name,
+            "kafka": {"bootstrap_servers": bootstrap, "state_partitions": UNITS},
+            "checkpoints": {"type": "kafka"},
+            "coordination": "kafka",
+            "delivery": delivery,
+            "http": {"port": 0},
+            "sources": {"shop": {"type": "sql", "url": table}},
+            "streams": [
+                {
+                    "source": "shop",
+                    "table": "events",
+                    "topic": name,
+                    "partitions": 4,
+                    "page_size": 1000,
+                    "max_parallel": UNITS,
+                    "max_rows_per_s": rate,
+                }
+            ],
+        },
+    )
+
+
+def wait_for(audit: TopicAudit, records: int, workers: list[subprocess.Popen[str]], deadline_s: float = 90) -> None:
+    until = time.monotonic() + deadline_s
+    while audit.end() < records:
+        assert time.monotonic() < until, "no progress"
+        assert any(worker.poll() is None for worker in workers)
+        time.sleep(0.05)
+
+
+def end_all(workers: list[subprocess.Popen[str]]) -> None:
+    for worker in workers:
+        if worker.poll() is None:
+            worker.send_signal(signal.SIGCONT)
+            worker.kill()
+        worker.communicate()
+
+
+@pytest.mark.timeout(400)
+@pytest.mark.parametrize("delivery", ["exactly_once", "at_least_once"])
+def test_workers_killed_at_random_leave_every_row_on_the_topic(
+    delivery: str, table: str, kafka_bootstrap: str, unique: str, tmp_path: Path
+) -> None:
+    config = configuration(tmp_path, kafka_bootstrap, table, unique, delivery=delivery, rate=8_000)
+    exactly_once = delivery == "exactly_once"
+    audit = TopicAudit(
+        kafka_bootstrap, unique, KEY_SCHEMA, isolation="read_committed" if exactly_once else "read_uncommitted"
+    )
+    rng = random.Random(7)
+    workers = [start(config, "--once") for _ in range(3)]
+    try:
+        wait_for(audit, 1_000, workers)
+        for _ in range(6):
+            time.sleep(rng.uniform(0.3, 3))
+            victim = rng.randrange(3)
+            workers[victim].kill()
+            workers[victim].communicate()
+            workers[victim] = start(config, "--once")
+        for worker in workers:
+            out, err = worker.communicate(timeout=200)
+            assert worker.returncode == 0, err
+            assert '"state": "complete"' in out
+        audit.catch_up()
+        assert set(audit.keys) == {(n * 3,) for n in range(1, ROWS + 1)}
+        if exactly_once:
+            assert audit.duplicates == 0
+    finally:
+        end_all(workers)
+        audit.close()
+
+
+@pytest.mark.timeout(200)
+def test_an_owner_that_hangs_is_replaced_and_writes_nothing_when_it_wakes(
+    table: str, kafka_bootstrap: str, unique: str, tmp_path: Path
+) -> None:
+    config = configuration(tmp_path, kafka_bootstrap, table, unique, delivery="exactly_once", rate=15_000)
+    audit = TopicAudit(kafka_bootstrap, unique, KEY_SCHEMA, isolation="read_committed")
+    workers = [start(config, "--once") for _ in range(2)]
+    try:
+        wait_for(audit, 20_000, workers)
+        workers[0].send_signal(signal.SIGSTOP)
+        time.sleep(SESSION_TIMEOUT_MS / 1000 + 4)
+        moved = audit.end()
+        wait_for(audit, moved + 5_000, workers[1:], 30)  # the other one has taken its work over
+        workers[0].send_signal(signal.SIGCONT)
+        for worker in workers:
+            _, err = worker.communicate(timeout=120)
+            assert worker.returncode == 0, err
+        audit.catch_up()
+        assert set(audit.keys) == {(n * 3,) for n in range(1, ROWS + 1)}
+        assert audit.duplicates == 0
+    finally:
+        end_all(workers)
+        audit.close()
+
+
+@pytest.mark.timeout(200)
+def test_work_moves_to_a_worker_that_joins_and_back_from_one_that_dies_within_ten_seconds(
+    table: str, kafka_bootstrap: str, unique: str, tmp_path: Path
+) -> None:
+    config = configuration(tmp_path, kafka_bootstrap, table, unique, delivery="at_least_once", rate=3_000)
+    audit = TopicAudit(kafka_bootstrap, unique, KEY_SCHEMA)
+    workers = [start(config)]
+    try:
+        wait_for(audit, 1_000, workers)
+        workers.append(start(config))
+        seconds: dict[str, float] = {}
+        for what in ("join", "death"):
+            if what == "death":
+                workers[0].kill()
+            began = time.monotonic()
+            most_still_s, last, since = 0.0, audit.end(), time.monotonic()
+            while time.monotonic() < began + 14:
+                time.sleep(0.1)
+                end = audit.end()
+                if end != last:
+                    most_still_s = max(most_still_s, time.monotonic() - since)
+                    last, since = end, time.monotonic()
+            assert time.monotonic() - since < 5, f"after the {what} nothing moves"
+            seconds[what] = most_still_s
+        assert max(seconds.values()) < 10, seconds
+        workers[1].send_signal(signal.SIGTERM)
+        out, err = workers[1].communicate(timeout=40)
+        assert workers[1].returncode == 143, err
+        assert '"state": "stopped"' in out
+    finally:
+        end_all(workers)
+        audit.close()
+
+
+def test_two_processes_that_start_at_once_make_one_plan(
+    table: str, kafka_bootstrap: str, unique: str, tmp_path: Path
+) -> None:
+    config = configuration(tmp_path, kafka_bootstrap, table, unique, delivery="exactly_once", rate=1_000_000)
+    audit = TopicAudit(kafka_bootstrap, unique, KEY_SCHEMA, isolation="read_committed")
+    workers = [start(config, "--once") for _ in range(3)]
+    try:
+        rows: list[Any] = []
+        for worker in workers:
+            out, err = worker.communicate(timeout=100)
+            assert worker.returncode == 0, err
+            rows.append(out)
+        audit.catch_up()
+        assert set(audit.keys) == {(n * 3,) for n in range(1, ROWS + 1)}
+        assert audit.duplicates == 0
+    finally:
+        end_all(workers)
+        audit.close()
