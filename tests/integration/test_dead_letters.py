@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import io
 import json
 import sqlite3
@@ -10,10 +11,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import fastavro
+import pymysql
 import pytest
 import yaml
+from adbc_driver_postgresql import dbapi
 
 from producer.cli import main
 from producer.config import load_config
@@ -241,3 +245,95 @@ async def test_without_letters_there_is_nothing_to_do(shop: Shop, capsys: pytest
     assert await asyncio.to_thread(_told, capsys, "list", path, "t") == (0, [])
     code, told = await asyncio.to_thread(_told, capsys, "replay", path, "t")
     assert (code, told["sent"]) == (0, 0)
+
+
+async def test_infinite_times_of_postgresql_are_put_aside_with_lists_and_wrong_arrays_around(
+    shop: Shop, postgres_dsn: str
+) -> None:
+    with dbapi.connect(postgres_dsn, autocommit=True) as connection, connection.cursor() as cursor:
+        cursor.execute(
+            "CREATE TABLE t AS SELECT g::int8 AS id, CASE WHEN g % 1000 = 500 THEN 'infinity' ELSE now() END AS moment,"
+            f" ARRAY['2024-01-01', CASE WHEN g % 1000 = 7 THEN '-infinity' END]::date[] AS days,"
+            f" CASE WHEN g % 1000 = 9 THEN '{{{{1}},{{2}}}}'::int[] ELSE ARRAY[g] END AS numbers"
+            f" FROM generate_series(1, {ROWS}) g"
+        )
+        cursor.execute("ALTER TABLE t ADD PRIMARY KEY (id)")
+    await shop.run({"sources": {"shop": {"type": "sql", "url": postgres_dsn}}})
+    bad = [i for i in range(1, ROWS + 1) if i % 1000 in (7, 9, 500)]
+    assert await shop.keys() == [i for i in range(1, ROWS + 1) if i not in bad]
+    assert _bad_ids(await shop.letters()) == bad
+
+
+async def test_zero_dates_of_mariadb_are_put_aside(shop: Shop, mariadb_url: str) -> None:
+    at = urlsplit(mariadb_url)
+    with (
+        contextlib.closing(
+            pymysql.connect(
+                host=at.hostname,
+                port=at.port or 3306,
+                user=at.username,
+                password=at.password or "",
+                database=at.path.strip("/"),
+                autocommit=True,
+            )
+        ) as connection,
+        connection.cursor() as cursor,
+    ):
+        cursor.execute("SET SESSION sql_mode = ''")
+        cursor.execute("CREATE TABLE t (id BIGINT PRIMARY KEY, d DATE)")
+        rows = [(i, "0000-00-00" if i in BAD else "2024-01-01") for i in range(1, ROWS + 1)]
+        cursor.executemany("INSERT INTO t VALUES (%s, %s)", rows)
+    await shop.run({"sources": {"shop": {"type": "sql", "url": mariadb_url}}})
+    assert await shop.keys() == [i for i in range(1, ROWS + 1) if i not in BAD]
+    letters = await shop.letters()
+    assert _bad_ids(letters) == BAD
+    assert {json.loads(letter["row"])["d"] for letter in letters} == {"0000-00-00"}
+
+
+@pytest.mark.parametrize("rows", [64, 65, 100])
+async def test_a_page_whose_last_row_or_whose_every_row_is_bad_is_passed(shop: Shop, rows: int) -> None:
+    """The first page has 64 rows."""
+    shop.fill(
+        "id INTEGER PRIMARY KEY, d DATE",
+        [(i, "someday" if i <= 64 or i in (rows, ROWS) else "2024-01-01") for i in range(1, ROWS + 1)],
+    )
+    await shop.run()
+    bad = sorted({*range(1, 65), rows, ROWS})
+    assert await shop.keys() == [i for i in range(1, ROWS + 1) if i not in bad]
+    assert _bad_ids(await shop.letters()) == bad
+
+
+@pytest.mark.parametrize("repeated", [False, True])
+async def test_keys_that_no_index_proves_are_still_proven_around_bad_rows(shop: Shop, repeated: bool) -> None:
+    rows = [(i, "someday" if i % 64 in (0, 1) else "2024-01-01") for i in range(1, ROWS + 1)]
+    if repeated:
+        rows[64] = (64, "someday")
+    shop.fill("id INTEGER NOT NULL, d DATE", rows)
+    config = load_config(shop.write({}, key=["id"], page_size=64), {})
+    (summary,) = await Service(config, metrics=Metrics(), run_id="r").run(once=True, stop=asyncio.Event())
+    if repeated:
+        assert "several rows have the key" in str(summary.error)
+    else:
+        assert summary.error is None
+        assert await shop.keys() == [i for i, day in rows if day != "someday"]
+        assert _bad_ids(await shop.letters()) == [i for i, day in rows if day == "someday"]
+
+
+async def test_offset_pages_count_the_rows_that_are_put_aside(shop: Shop) -> None:
+    shop.fill("id INTEGER PRIMARY KEY, d DATE", [(i, "x" if i in BAD else "2024-01-01") for i in range(1, ROWS + 1)])
+    await shop.run(traversal="OFFSET")
+    assert await shop.keys() == [i for i in range(1, ROWS + 1) if i not in BAD]
+    assert _bad_ids(await shop.letters()) == BAD
+
+
+async def test_with_a_registry_letters_are_framed_and_can_be_listed(
+    shop: Shop, registry_url: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shop.fill("id INTEGER PRIMARY KEY, a TEXT", [(i, "one" if i in BAD else "1") for i in range(1, ROWS + 1)])
+    registry = {"schema_registry": {"url": registry_url}}
+    await shop.run(registry, transforms=[{"cast": {"a": "int"}}])
+    records = await read_topic(shop.bootstrap, f"{shop.name}.dlq")
+    assert {(record.key[0], record.value[0]) for record in records} == {(0, 0)}
+    path = str(shop.write(registry))
+    code, told = await asyncio.to_thread(_told, capsys, "list", path, "t")
+    assert (code, len(told)) == (0, len(BAD))

@@ -249,6 +249,8 @@ def _shown(value: pa.Scalar[Any]) -> str:
     try:
         return str(value)
     except (ValueError, OverflowError):
+        if isinstance(value, pa.ListScalar):
+            return f"[{', '.join(_shown(item) for item in value.values)}]"
         return str(value.cast(pa.int32() if value.type == pa.date32() else pa.int64()))
 
 
