@@ -127,7 +127,7 @@ class Metrics:
         self.backfill_rows_remaining = gauge("backfill_rows_remaining", "About how many rows are still to come.")
         self.backfill_eta_seconds = gauge("backfill_eta_seconds", "About how long the rest will take.")
         self.splits = gauge("splits", "Splits by state.", "state")
-        self.source_lag_seconds = gauge("source_lag_seconds", "Age of the newest acknowledged row in the source.")
+        self.source_lag_seconds = gauge("source_lag_seconds", "Time since the source's end was seen: the topic's age.")
         self.source_lag_rows = gauge("source_lag_rows", "About how many rows the source is ahead of the topic.")
         self.retries = counter("retries_total", "Attempts after a transient error, by its class.", "reason")
         self.failures = counter("failures_total", "Times the stream failed for good, by the error's class.", "reason")

@@ -38,6 +38,7 @@ class SplitProgress:
     active: bool = False
     halt: bool = False  # end the attempt early, drained: the split is about to be divided
     unacknowledged: dict[int, tuple[float, int]] = field(default_factory=dict)  # page: (time.monotonic() sent, rows)
+    caught_up_at: float | None = None  # time.monotonic() before the last fetch that came to the source's end
 
 
 @dataclass(frozen=True, slots=True)
@@ -338,7 +339,7 @@ async def _fetch(
         held.add(reservation)
         if io.stop.is_set():
             break
-        started = time.perf_counter()
+        started, asked_at = time.perf_counter(), time.monotonic()
         page = await reader.fetch(position, sizer.rows)
         page = replace(page, after=position if position is not None else progress.checkpoint.split.lower)
         io.observe_fetch(time.perf_counter() - started, page.rows)
@@ -347,6 +348,8 @@ async def _fetch(
         moved = page.position is not None and page.position != position
         position = page.position if page.position is not None else position
         progress.rows_read += page.rows
+        if page.last:
+            progress.caught_up_at = asked_at
         ends = page.last and not follows(io, progress)
         if page.rows or moved or ends or page.tombstones is not None:
             await ahead.put((page, reservation))

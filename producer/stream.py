@@ -87,6 +87,7 @@ class Stream:
         self._last_progress = 0.0
         self._next_free = 0.0
         self._replaying = asyncio.Lock()
+        self._made_at = time.monotonic()
         metrics.state("starting")
 
     # --- control ---------------------------------------------------------------------------------------------------
@@ -344,7 +345,6 @@ class Stream:
                     if self.config.mode != "snapshot":
                         metrics.source_lag_rows.set(status.rows_remaining)
 
-
     def _show_status(self) -> None:
         """The gauges that say what the status says."""
         status, metrics = self.status, self._metrics
@@ -352,8 +352,13 @@ class Stream:
         metrics.inflight_bytes.set(self._engine.budget.used_bytes)
         waiting = [page for progress in status.splits for page in progress.unacknowledged.values()]
         metrics.inflight_records.set(sum(rows for _, rows in waiting))
-        oldest_s = max((time.monotonic() - sent for sent, _ in waiting), default=0.0)
+        now = time.monotonic()
+        oldest_s = max((now - sent for sent, _ in waiting), default=0.0)
         metrics.oldest_unacknowledged_seconds.set(oldest_s)
+        if self.config.mode != "snapshot":
+            open_splits = [progress for progress in status.splits if not progress.checkpoint.done]
+            behind_s = [now - (p.caught_up_at or self._made_at) for p in open_splits]
+            metrics.source_lag_seconds.set(max(oldest_s, *behind_s, 0.0))
         if status.rows_total_estimate is not None:
             metrics.backfill_rows_total_estimate.set(status.rows_total_estimate)
         if status.rows_remaining is not None:
