@@ -79,3 +79,12 @@ async def test_a_bucket_that_cannot_be_asked_is_a_passing_error_without_the_pass
         await bucket.acquire(1)
     assert "hunter2" not in str(caught.value)
     await bucket.close()
+
+
+async def test_a_pause_saves_no_more_than_the_bucket_holds(config: RateLimitConfig, redis: Redis) -> None:
+    bucket = RedisTokenBucket(config)
+    assert await bucket.acquire(1) == 0
+    await redis.decrby(f"{config.key}:at", 1_000_000_000)
+    assert await bucket.acquire(10) == 0
+    assert await bucket.acquire(1) > 0
+    await bucket.close()
