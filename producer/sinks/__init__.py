@@ -8,4 +8,5 @@ from __future__ import annotations
 #: name -> (module, sink class)
 SINKS: dict[str, tuple[str, str]] = {
     "kafka": ("producer.sinks.kafka", "KafkaSink"),
+    "files": ("producer.sinks.files", "FileSink"),
 }
