@@ -10,8 +10,8 @@ All methods raise errors of `producer.errors` only, and none waits without a dea
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Protocol, TypeVar
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Protocol, TypeVar, runtime_checkable
 
 from producer.model import Between, Checkpoint, Dataset, Page, Position, Split, StreamState
 
@@ -69,6 +69,18 @@ class Source(Protocol):
     async def remaining(self, stream: StreamConfig, dataset: Dataset, checkpoint: Checkpoint) -> int | None:
         """About how many rows of the split are still to come (cheaply: estimates will do); None: not known."""
         ...
+
+
+@runtime_checkable
+class TellingSource(Protocol):
+    """What a source may tell by itself; the service puts its own functions in these places before `start`.
+
+    Each gets the stream's name first ('' where all streams of the source are meant).
+    """
+
+    on_news: Callable[[str], None]  # there may be new rows: do not wait for the next poll
+    on_wait: Callable[[str, float], None]  # a rate limit has cost so many seconds
+    on_retry: Callable[[str, str], None]  # a request is repeated, for this reason
 
 
 class PreparedPage(Protocol):

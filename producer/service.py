@@ -20,6 +20,7 @@ from producer.metrics import Metrics
 from producer.model import Between, Json, Split, position_to_json
 from producer.parts import Parts, open_parts
 from producer.pipeline import wait_for_any
+from producer.protocols import Source, TellingSource
 from producer.stream import Stream, StreamStatus
 from producer.unit import Engine
 
@@ -133,6 +134,8 @@ class Service:
             for stream in config.streams:
                 metrics = self._metrics.stream(stream.name, stream.source, stream.topic)
                 self._streams[stream.name] = kind(stream, parts.sources[stream.source], engine, metrics)
+            for name, source in parts.sources.items():
+                self._listen(name, source)
             await self._start_all()
             self.ready = True
             async with sharing(config, self._streams.values()):
@@ -141,6 +144,28 @@ class Service:
             executor.shutdown(wait=False, cancel_futures=True)
             await self._close(parts)
         return [self._summary(stream) for stream in self._streams.values()]
+
+    def _listen(self, source_name: str, source: Source) -> None:
+        """Passes on what a source tells by itself."""
+        if not isinstance(source, TellingSource):
+            return
+
+        def of(name: str) -> list[Stream]:
+            return [s for s in self._streams.values() if s.config.source == source_name and name in ("", s.config.name)]
+
+        def news(name: str) -> None:
+            for stream in of(name):
+                stream.wake.set()
+
+        def waited(name: str, seconds: float) -> None:
+            for stream in of(name):
+                stream.waited(seconds)
+
+        def asked_again(name: str, reason: str) -> None:
+            for stream in of(name):
+                stream.asked_again(reason)
+
+        source.on_news, source.on_wait, source.on_retry = news, waited, asked_again
 
     async def _start_all(self) -> None:
         """Starts every stream before any moves a row, so that a wrong configuration is known while nothing has

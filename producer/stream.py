@@ -79,6 +79,7 @@ class Stream:
         self._source = source
         self._engine = engine
         self._metrics = metrics
+        self.wake = asyncio.Event()
         self._gate = asyncio.Event()
         self._gate.set()
         self._dataset: Dataset | None = None
@@ -141,7 +142,9 @@ class Stream:
         dataset = await self._source.describe(config)
         if self._writer is None:
             self._writer = await engine.open_writer(config, dataset, config.name, self.dead_lettered)
-        unit = Unit(config.name, config, self._source, dataset, self._writer, engine, self, self._gate, engine.stop)
+        unit = Unit(
+            config.name, config, self._source, dataset, self._writer, engine, self, self._gate, engine.stop, self.wake
+        )
         try:
             state = await unit.claim()
         except CheckpointConflictError as error:
@@ -272,6 +275,14 @@ class Stream:
 
     def encoded(self, seconds: float) -> None:
         self._metrics.encode_seconds.observe(seconds)
+
+    def waited(self, seconds: float) -> None:
+        """The source was kept waiting by a rate limit."""
+        self._metrics.rate_limit_wait_seconds.inc(seconds)
+
+    def asked_again(self, reason: str) -> None:
+        """The source had to repeat a request."""
+        self._metrics.retried(reason)
 
     def last_progress(self) -> float:
         return self._last_progress

@@ -87,6 +87,7 @@ class Unit:
     observer: Observer
     gate: asyncio.Event
     stop: asyncio.Event
+    wake: asyncio.Event  # set when the source knows of new rows
     splits: list[SplitProgress] = field(default_factory=list)
     epoch: int = 0
     paused: bool = False  # as the store remembers it
@@ -240,7 +241,7 @@ class Unit:
             observe_ack=self.observer.acknowledged,
             run_in_thread=functools.partial(loop.run_in_executor, engine.executor),
             throttle=self.observer.throttle,
-            wake=asyncio.Event(),
+            wake=self.wake,
             row_bytes=self.dataset.row_bytes_estimate,
         )
 

@@ -129,6 +129,7 @@ class SharedStream(Stream):
                         self,
                         self._gate,
                         asyncio.Event(),
+                        self.wake,
                     )
                     if await unit.claim() is None:
                         await unit.begin(())
