@@ -4,9 +4,10 @@ PYTHON ?= $(shell for p in python3 python3.14 python3.13 python3.12 python3.11; 
 	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$p && break; done)
 BIN := .venv/bin
 ROWS ?= 1000000
+MESSAGES ?= 100000
 TESTS ?=
 
-.PHONY: setup test lint services demo bench requirements clean
+.PHONY: setup test lint services demo demo-telegram bench requirements clean
 
 setup: .venv/.complete
 
@@ -30,6 +31,9 @@ test: lint services
 
 demo: setup
 	$(BIN)/producer demo --rows $(ROWS)
+
+demo-telegram: setup
+	$(BIN)/python -m tests.mtproto.demo --messages $(MESSAGES)
 
 bench: setup services
 	$(BIN)/python -m benchmarks
