@@ -11,7 +11,14 @@ import pyarrow as pa
 import pytest
 
 from producer.errors import ConfigError, EncodeError, SchemaIncompatibleError
-from producer.sources.iptvportal.columns import column, inferred, read_schema_file, to_arrow, transposed
+from producer.sources.iptvportal.columns import (
+    column,
+    inferred,
+    read_schema_file,
+    to_arrow,
+    to_arrow_without_bad,
+    transposed,
+)
 
 
 @pytest.mark.parametrize(
@@ -131,3 +138,19 @@ def test_a_wrong_schema_file_is_refused_with_its_place(tmp_path: Path, text: str
 def test_a_schema_file_that_is_not_there_is_named(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="No such file"):
         read_schema_file(str(tmp_path / "none.yaml"))
+
+
+def test_rows_with_a_value_of_another_type_are_put_aside_one_by_one() -> None:
+    ids = list(range(100))
+    numbers = ["x" if i in (0, 50, 51, 99) else i for i in ids]
+    columns = [column("id", "integer"), column("n", "integer")]
+    batch, rejected = to_arrow_without_bad("t", columns, [ids, numbers])
+    assert batch.column("n").to_pylist() == [i for i in ids if i not in (0, 50, 51, 99)]
+    assert [row.columns.column("id").to_pylist() for row in rejected] == [[0], [50], [51], [99]]
+    assert {str(row.others) for row in rejected} == {"{'n': '\"x\"'}"}
+    assert {row.error.field for row in rejected} == {"n"}
+
+
+def test_a_page_of_nothing_but_bad_rows_is_empty() -> None:
+    batch, rejected = to_arrow_without_bad("t", [column("n", "integer")], [["x", "y"]])
+    assert (batch.num_rows, len(rejected)) == (0, 2)

@@ -17,6 +17,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from producer.errors import ConfigError, EncodeError, SchemaIncompatibleError
+from producer.model import RejectedRow
+from producer.salvage import salvage
 from producer.sources.iptvportal.query import nearest
 
 Json = Any
@@ -172,9 +174,35 @@ def to_arrow(table: str, columns: Sequence[Column], values: Sequence[Sequence[Js
         except (pa.ArrowException, TypeError, ValueError, OverflowError):
             raise _refusal(table, c, column_values) from None
         if array.null_count and not c.field.nullable:
-            raise EncodeError(f"iptvportal: {table}.{c.name} has a null", stream=table, field=c.name)
+            row = array.is_null().index(True).as_py()
+            raise EncodeError(f"iptvportal: {table}.{c.name} has a null", stream=table, field=c.name, row=row)
         arrays.append(array)
     return pa.RecordBatch.from_arrays(arrays, schema=pa.schema([c.field for c in columns]))
+
+
+def to_arrow_without_bad(
+    table: str, columns: Sequence[Column], values: Sequence[Sequence[Json]]
+) -> tuple[pa.RecordBatch, tuple[RejectedRow, ...]]:
+    """The rows of a page whose values are all of their types, and the others."""
+    rows = len(values[0]) if values else 0
+    pieces, bad = salvage(rows, lambda start, stop: to_arrow(table, columns, [v[start:stop] for v in values]))
+    if not bad:
+        return pieces[0], ()
+
+    def rejected(row: int, error: EncodeError) -> RejectedRow:
+        readable, others = [], {}
+        for c, column_values in zip(columns, values, strict=True):
+            try:
+                readable.append((c.field, to_arrow(table, [c], [column_values[row : row + 1]]).column(0)))
+            except EncodeError:
+                others[c.name] = orjson.dumps(column_values[row]).decode()
+        schema = pa.schema([field for field, _ in readable])
+        return RejectedRow(pa.RecordBatch.from_arrays([array for _, array in readable], schema=schema), others, error)
+
+    put_aside = tuple(rejected(row, error) for row, error in bad if isinstance(error, EncodeError))
+    joined = pa.Table.from_batches(pieces, pa.schema([c.field for c in columns])).combine_chunks()
+    batch = joined.to_batches()[0] if joined.num_rows else pa.RecordBatch.from_pylist([], joined.schema)
+    return batch, put_aside
 
 
 def _array(c: Column, values: Sequence[Json]) -> pa.Array:
@@ -216,6 +244,7 @@ def _refusal(table: str, c: Column, values: Sequence[Json]) -> EncodeError:
                 f"iptvportal: {table}.{c.name}: row {index} of the page has a {kind} that is not of type {c.type}",
                 stream=table,
                 field=c.name,
+                row=index,
                 hint="give the column another type in the schema file",
             )
     return EncodeError(f"iptvportal: {table}.{c.name}: the page's values are not of type {c.type}", field=c.name)

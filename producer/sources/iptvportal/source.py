@@ -20,11 +20,20 @@ from producer.model import (
     OffsetPosition,
     Page,
     Position,
+    RejectedRow,
     Split,
-    Traversal,
 )
 from producer.sources.iptvportal.client import AsyncIPTVPortalClient, Call
-from producer.sources.iptvportal.columns import ID, Column, column, inferred, read_schema_file, to_arrow, transposed
+from producer.sources.iptvportal.columns import (
+    ID,
+    Column,
+    column,
+    inferred,
+    read_schema_file,
+    to_arrow,
+    to_arrow_without_bad,
+    transposed,
+)
 from producer.sources.iptvportal.query import all_of, columns_of, nearest, where_json
 
 Json = Any
@@ -138,7 +147,7 @@ class IptvPortalSource:
         return [Split(str(n), _key(a), _key(b)) for n, (a, b) in enumerate(zip(lowers, uppers, strict=True))]
 
     async def reader(self, stream: StreamConfig, dataset: Dataset, split: Split) -> IptvPortalReader:
-        return IptvPortalReader(self._client, stream.traversal, dataset, split)
+        return IptvPortalReader(self._client, stream, dataset, split)
 
     async def divide(self, stream: StreamConfig, dataset: Dataset, checkpoint: Checkpoint) -> Position | None:
         """The id in the middle of what is left, by rank; None for OFFSET and for less than four pages."""
@@ -215,10 +224,11 @@ class IptvPortalSource:
 class IptvPortalReader:
     """Pages of one split, one request each. Rows are decoded and put into Arrow in a worker thread."""
 
-    def __init__(self, client: AsyncIPTVPortalClient, traversal: Traversal, dataset: Dataset, split: Split) -> None:
+    def __init__(self, client: AsyncIPTVPortalClient, stream: StreamConfig, dataset: Dataset, split: Split) -> None:
         self._client = client
         self._split = split
-        self._by_offset = traversal == "OFFSET"
+        self._by_offset = stream.traversal == "OFFSET"
+        self._salvages = stream.on_bad_record == "dead_letter"
         self._table = dataset.name
         self._where = dataset.identity["where"]
         self._order_by = [_order_json(name, way) for name, way in dataset.identity["order"]]
@@ -257,7 +267,12 @@ class IptvPortalReader:
         if not isinstance(rows, list):
             raise SchemaIncompatibleError(f"iptvportal: {self._table}: select answered with a {type(rows).__name__}")
         values = transposed(self._table, rows, self._width)
-        batch = to_arrow(self._table, self._columns, [values[i] for i in self._places])
+        picked = [values[i] for i in self._places]
+        rejected: tuple[RejectedRow, ...] = ()
+        if self._salvages:
+            batch, rejected = to_arrow_without_bad(self._table, self._columns, picked)
+        else:
+            batch = to_arrow(self._table, self._columns, picked)
         upper = self._split.upper
         # The API may answer with fewer rows than the limit: only an empty page, or the split's last row, is the end.
         if not rows:
@@ -267,9 +282,11 @@ class IptvPortalReader:
             after = OffsetPosition((position.rows if isinstance(position, OffsetPosition) else 0) + len(rows))
             last = isinstance(upper, OffsetPosition) and after.rows >= upper.rows
         else:
-            after = KeyPosition((self._last_id(batch, position),))
+            place = [c.name for c in self._columns].index(ID)
+            ids = to_arrow(self._table, [self._columns[place]], [picked[place]])  # those of rejected rows too
+            after = KeyPosition((self._last_id(ids, position),))
             last = after == upper
-        return Page(batch, after, last=last, source_time=answered)
+        return Page(batch, after, last=last, source_time=answered, rejected=rejected)
 
     def _last_id(self, batch: pa.RecordBatch, position: Position | None) -> int:
         """The page's highest id, once it is sure that the page is in order and lies after `position`."""
