@@ -12,7 +12,7 @@ import asyncio
 import io
 import itertools
 import time
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Iterator, Mapping, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -23,7 +23,7 @@ import structlog
 from producer.config import Config, StreamConfig
 from producer.encoding.arrow_avro import AvroEncoder, EncodedColumn
 from producer.encoding.schema import crc64_fingerprint
-from producer.errors import ConfigError, TransientError
+from producer.errors import ConfigError, ProducerError, TransientError
 from producer.model import Checkpoint, Dataset, KeyPosition, OffsetPosition, Page, Position, Split
 from producer.parts import make_registry, make_source, make_store, schemas_of, transform_of
 from producer.protocols import PageReader, Source
@@ -117,9 +117,12 @@ async def verify(config: Config, stream: StreamConfig, counts: Counts) -> Verifi
         rows = _Rows(config, source, stream, dataset, pieces, counts)
         records = _Records(config, stream, dataset, rows, registry, partitions, counts)
         ours, theirs = stack.enter_context(Side()), stack.enter_context(Side())
-        async with asyncio.TaskGroup() as group:
-            group.create_task(rows.hash_into(ours))
-            group.create_task(records.hash_into(theirs))
+        try:
+            async with asyncio.TaskGroup() as group:
+                group.create_task(rows.hash_into(ours))
+                group.create_task(records.hash_into(theirs))
+        except BaseExceptionGroup as errors:
+            raise min(_leaves(errors), key=lambda error: not isinstance(error, ProducerError)) from None
         comparison = await asyncio.to_thread(compare, ours, theirs, NAMED)
         found = Verified(stream.name, stream.topic, comparison, 0.0)
         if not comparison.agrees:
@@ -305,8 +308,11 @@ class _Records:
             async with asyncio.TaskGroup() as group:
                 for partition in range(self._partitions):
                     group.create_task(read(partition))
-        except* (KafkaError, OSError) as errors:  # TimeoutError is an OSError
-            raise translate(_first(errors), self._config.kafka, topic=self._topic, doing="read") from None
+        except BaseExceptionGroup as errors:
+            first = next(_leaves(errors))
+            if isinstance(first, KafkaError | OSError):  # TimeoutError is an OSError
+                raise translate(first, self._config.kafka, topic=self._topic, doing="read") from None
+            raise first from None
 
     def _key_hashes(self, batch: Iterable[Any]) -> Iterable[int]:
         start = self._prefix
@@ -373,9 +379,12 @@ class _Records:
         return ", ".join(f"{name}={value}" for name, value in values.items())
 
 
-def _first(errors: BaseExceptionGroup[BaseException]) -> BaseException:
-    first = errors.exceptions[0]
-    return _first(first) if isinstance(first, BaseExceptionGroup) else first
+def _leaves(errors: BaseExceptionGroup[BaseException]) -> Iterator[BaseException]:
+    for error in errors.exceptions:
+        if isinstance(error, BaseExceptionGroup):
+            yield from _leaves(error)
+        else:
+            yield error
 
 
 def _retried(error: TransientError, wait_s: float) -> None:

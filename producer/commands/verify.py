@@ -6,7 +6,7 @@ import argparse
 import asyncio
 import contextlib
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from producer.commands import options
@@ -28,7 +28,6 @@ def add_parser(subparsers: Any) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    from producer.errors import ProducerError
     from producer.lean import arrow_without_pandas
     from producer.verify import Counts, verify
 
@@ -46,23 +45,12 @@ def run(args: argparse.Namespace) -> int:
                 shown.cancel()
                 _line("\r\x1b[K" if sys.stderr.isatty() else "")
 
-    try:
-        found = asyncio.run(work())
-    except BaseExceptionGroup as group:
-        raise min(_errors(group), key=lambda error: not isinstance(error, ProducerError)) from None
+    found = asyncio.run(work())
     if args.json:
         options.say_json(found.to_json())
     else:
         _tell(found)
     return 0 if found.comparison.agrees else 1
-
-
-def _errors(group: BaseExceptionGroup[Any]) -> Iterator[BaseException]:
-    for error in group.exceptions:
-        if isinstance(error, BaseExceptionGroup):
-            yield from _errors(error)
-        else:
-            yield error
 
 
 async def _show(counts: Counts) -> None:

@@ -7,10 +7,11 @@ import json
 import sqlite3
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import asyncpg
 import pytest
 import yaml
 from aiokafka import AIOKafkaProducer
@@ -259,3 +260,53 @@ async def test_the_exit_code_says_whether_they_agree(shop: Shop) -> None:
     wrong = await asyncio.to_thread(verified, shop.path, "evnts")
     assert wrong.returncode == 2
     assert "events" in wrong.stderr
+
+
+@pytest.fixture
+async def postgres(postgres_dsn: str) -> AsyncIterator[asyncpg.Connection]:
+    connection = await asyncpg.connect(postgres_dsn)
+    yield connection
+    await connection.close()
+
+
+@pytest.mark.parametrize("mode", ["snapshot", "tail", "timestamp"])
+async def test_a_postgresql_table_of_many_types_and_a_composite_key_agrees(
+    mode: str,
+    postgres: asyncpg.Connection,
+    postgres_dsn: str,
+    tmp_path: Path,
+    kafka_bootstrap: str,
+    unique: str,
+) -> None:
+    connection = postgres
+    await connection.execute("DROP TABLE IF EXISTS sales")
+    await connection.execute(
+        "CREATE TABLE sales AS SELECT md5(g::text) AS shop, g AS number, gen_random_uuid() AS code, "
+        "(g / 7.0)::float8 AS weight, (g * 1.01)::numeric(12,2) AS price, jsonb_build_object('g', g) AS note, "
+        "now() - interval '1 day' + g * interval '1 second' AS changed, ARRAY[g, NULL] AS parts "
+        "FROM generate_series(1, 500) g"
+    )
+    await connection.execute("ALTER TABLE sales ADD PRIMARY KEY (shop, number)")
+    order = {"order_by": ["changed"]} if mode == "timestamp" else {}
+    path = tmp_path / "shop.yaml"
+    path.write_text(
+        yaml.safe_dump(
+            {
+                "app": unique,
+                "kafka": {"bootstrap_servers": kafka_bootstrap},
+                "sources": {"shop": {"type": "sql", "url": postgres_dsn}},
+                "streams": [
+                    {"source": "shop", "table": "sales", "topic": unique, "decimal": "20,6", "mode": mode, **order}
+                ],
+            }
+        )
+    )
+    config = load_config(path)
+    await Service(config, metrics=Metrics(), run_id="test").run(once=True, stop=asyncio.Event())
+    agreed = await verify(config, config.streams[0], Counts())
+    assert agreed.comparison.agrees
+    assert agreed.comparison.topic_keys == 500
+    await connection.execute("UPDATE sales SET price = price + 1 WHERE number = 250")
+    differing = await verify(config, config.streams[0], Counts())
+    shop = await connection.fetchval("SELECT shop FROM sales WHERE number = 250")
+    assert differing.differing == [f"shop={shop}, number=250 (price)"]
