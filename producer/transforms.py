@@ -12,7 +12,7 @@ where different keys stay different, and dropped, which takes it out of the valu
 from __future__ import annotations
 
 import dataclasses
-import hmac
+import hashlib
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -49,6 +49,7 @@ _TYPES: Mapping[str, pa.DataType] = {
     "timestamp": _UTC,
     "local_timestamp": pa.timestamp("us"),
 }
+_BLOCK_BYTES = 64  # of SHA-256
 _DECIMAL = re.compile(r"decimal\(\s*(\d+)\s*(?:,\s*(\d+)\s*)?\)")
 
 
@@ -297,13 +298,22 @@ def _to(wanted: pa.DataType) -> Step:
 
 
 def _hash(salt: bytes) -> Step:
-    """HMAC-SHA-256 in hex of a value's text (of bytes: of the bytes), once for each different value of a page."""
+    """HMAC-SHA-256 in hex of a value's text (of bytes: of the bytes), once for each different value of a page.
+
+    As RFC 2104 defines it, from two hashes: the library's own call costs twice as much for values as short as these.
+    """
+    sha256 = hashlib.sha256
+    key = (sha256(salt).digest() if len(salt) > _BLOCK_BYTES else salt).ljust(_BLOCK_BYTES, b"\0")
+    inner, outer = bytes(byte ^ 0x36 for byte in key), bytes(byte ^ 0x5C for byte in key)
 
     def step(values: pa.Array) -> pa.Array:
         encoded = values if pa.types.is_dictionary(values.type) else pc.dictionary_encode(values)
         kinds = encoded.dictionary
         texts = kinds if pa.types.is_binary(kinds.type) else kinds.cast(pa.string()).cast(pa.binary())
-        hashed = [None if text is None else hmac.digest(salt, text, "sha256").hex() for text in texts.to_pylist()]
+        hashed = [
+            None if text is None else sha256(outer + sha256(inner + text).digest()).hexdigest()
+            for text in texts.to_pylist()
+        ]
         return pa.array(hashed, pa.string()).take(encoded.indices)
 
     return step

@@ -61,8 +61,8 @@ def avro_types(transform: Transform) -> dict[str, Any]:
     return {field["name"]: field["type"] for field in derive_value_schema(transform.dataset)["fields"]}
 
 
-def hashed(text: str) -> str:
-    return hmac.new(SALT.encode(), text.encode(), hashlib.sha256).hexdigest()
+def hashed(text: str, salt: str = SALT) -> str:
+    return hmac.new(salt.encode(), text.encode(), hashlib.sha256).hexdigest()
 
 
 def test_rename_names_a_column_anew_everywhere() -> None:
@@ -98,6 +98,11 @@ def test_mask_with_a_salt_is_hmac_sha256_of_the_text_and_leaves_null() -> None:
     assert column(transform, "created")[0] == hashed("2024-07-01 12:00:00.000000")
     assert avro_types(transform)["id"] == "string"
     assert transform.dataset.schema.field("email").metadata == {b"comment": b"who"}
+
+
+@pytest.mark.parametrize("length", [8, 63, 64, 65, 200])
+def test_a_salt_may_be_of_any_length(length: int) -> None:
+    assert column(made({"mask": ["email"], "salt": "s" * length}), "email")[0] == hashed("a@x", "s" * length)
 
 
 def test_mask_with_a_text_replaces_every_value_and_leaves_null() -> None:
