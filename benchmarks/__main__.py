@@ -1,6 +1,6 @@
 """Owns ``python -m benchmarks``: runs suites against servers of its own and writes what it found beside itself.
 
-    python -m benchmarks [SUITE ...] [--rounds N] [--rows N] [--quick] [--exactly-once] [--only TEXT]
+    python -m benchmarks [SUITE ...] [--rounds N] [--rows N] [--quick] [--no-exactly-once] [--only TEXT]
 
 Without names: all suites, then the measurements of single parts. ``results.json``, ``results.md`` and the SVG files
 keep what was not run this time.
@@ -34,14 +34,14 @@ def main() -> int:
     parser.add_argument("--rounds", type=int, help="how often each case is run (3; with --quick 1)")
     parser.add_argument("--rows", type=int, help="of the main table (1,000,000; with --quick 100,000)")
     parser.add_argument("--quick", action="store_true", help="a short run: see that all works")
-    parser.add_argument("--exactly-once", action="store_true", help="also measure delivery: exactly_once")
+    parser.add_argument("--no-exactly-once", action="store_true", help="leave delivery: exactly_once out")
     parser.add_argument("--only", metavar="TEXT", default="", help="cases whose name has this in it")
     parser.add_argument("--output", type=Path, default=_HERE, help="the folder for what was found")
     args = parser.parse_args()
     if unknown := set(args.suites) - set(names):
         parser.error(f"unknown: {', '.join(sorted(unknown))}; valid: {', '.join(names)}")
     wanted = args.suites or names
-    scale = Scale(args.rows or (100_000 if args.quick else 1_000_000), args.quick, args.exactly_once)
+    scale = Scale(args.rows or (100_000 if args.quick else 1_000_000), args.quick, not args.no_exactly_once)
     args.output.mkdir(parents=True, exist_ok=True)
     found = results.load(args.output / "results.json")
     failed = False
