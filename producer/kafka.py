@@ -10,6 +10,7 @@ import ssl
 from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Protocol
 
 from aiokafka import AIOKafkaProducer
@@ -58,12 +59,17 @@ _RECOVERABLE = (
 )
 
 
-class _StaticToken(AbstractTokenProvider):  # type: ignore[misc]  # aiokafka is untyped
-    def __init__(self, token: str) -> None:
-        self._token = token
+class _Token(AbstractTokenProvider):  # type: ignore[misc]  # aiokafka is untyped
+    """The access token of OAUTHBEARER; one in a file is read for each connection, since somebody renews it there."""
+
+    def __init__(self, config: KafkaConfig) -> None:
+        self._config = config
 
     async def token(self) -> str:
-        return self._token
+        if self._config.sasl_token_file is not None:
+            return (await asyncio.to_thread(Path(self._config.sasl_token_file).read_text)).strip()
+        assert self._config.sasl_password is not None
+        return self._config.sasl_password.get_secret_value()
 
 
 def _ssl_context(config: KafkaConfig) -> ssl.SSLContext | None:
@@ -96,9 +102,11 @@ def client_options(config: KafkaConfig) -> dict[str, Any]:
         return options
     password = config.sasl_password.get_secret_value() if config.sasl_password else None
     if config.sasl_mechanism == "OAUTHBEARER":
-        if password is None:
-            raise ConfigError("kafka.sasl_password is missing", hint="OAUTHBEARER takes the access token there")
-        return options | {"sasl_mechanism": "OAUTHBEARER", "sasl_oauth_token_provider": _StaticToken(password)}
+        if password is None and config.sasl_token_file is None:
+            raise ConfigError(
+                "kafka.sasl_token_file and sasl_password are missing", hint="OAUTHBEARER takes the access token there"
+            )
+        return options | {"sasl_mechanism": "OAUTHBEARER", "sasl_oauth_token_provider": _Token(config)}
     if config.sasl_username is None or password is None:
         raise ConfigError(
             "kafka.sasl_username or kafka.sasl_password is missing",
@@ -156,7 +164,10 @@ def translate(error: BaseException, config: KafkaConfig, *, topic: str = "", doi
         case ke.UnsupportedVersionError() | ke.IncompatibleBrokerVersion() | ke.UnrecognizedBrokerVersion():
             return ConfigError(f"{what}: the broker is too old", hint="Kafka 2.1 or newer is needed")
         case _ if isinstance(error, _RECOVERABLE) or getattr(error, "retriable", False):
-            return SinkUnavailableError(f"{what}: {_reason(error)}", hint="is the broker up and reachable?")
+            hint = "is the broker up and reachable?"
+            if config.sasl_mechanism == "OAUTHBEARER":  # aiokafka takes a refused token for a broken connection
+                hint = "is the broker up and reachable, and the access token valid?"
+            return SinkUnavailableError(f"{what}: {_reason(error)}", hint=hint)
         case _:
             return PermanentError(f"{what}: {_reason(error)}")
 
@@ -179,9 +190,12 @@ class _Startable(Protocol):
     async def start(self) -> None: ...
 
 
-async def connect(client: _Startable, stop: Callable[[], Coroutine[Any, Any, None]], config: KafkaConfig) -> None:
+async def connect(
+    client: _Startable, stop: Callable[[], Coroutine[Any, Any, None]], config: KafkaConfig, *, topic: str = ""
+) -> None:
     """Starts an aiokafka client within ``connect_timeout_s``, or stops it and raises one of our errors.
 
+    `topic` is what a producer is for: the broker refuses one by its rights on all topics, and names none.
     aiokafka only says that it could not bootstrap, so the first server is asked once more for the cause.
     """
     try:
@@ -191,7 +205,7 @@ async def connect(client: _Startable, stop: Callable[[], Coroutine[Any, Any, Non
         await give_up(stop, 1.0)
         cause = (await _cause(config) or error) if isinstance(error, ke.KafkaConnectionError) else error
         if isinstance(cause, ke.KafkaError | OSError):  # TimeoutError is an OSError
-            raise translate(cause, config, doing="connect") from None
+            raise translate(cause, config, topic=topic, doing="write to" if topic else "connect") from None
         raise
 
 

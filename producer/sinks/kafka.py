@@ -337,7 +337,7 @@ class Connection:
             transactional_id=transactional_id,
             transaction_timeout_ms=_TRANSACTION_TIMEOUT_MS,
         )
-        await connect(producer, producer.stop, config)
+        await connect(producer, producer.stop, config, topic=topic)
         return cls(config, topic, producer)
 
     @property

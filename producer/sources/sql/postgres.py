@@ -285,7 +285,9 @@ def _translated(options: Options) -> Iterator[None]:
 
 
 # libpq gives no SQLSTATE for what the server says before a connection is there.
-_REFUSED = re.compile("authentication failed|no password supplied|pg_hba|role .* does not exist")
+_REFUSED = re.compile(
+    "authentication failed|no password supplied|pg_hba|role .* does not exist|SSL error|certificate|private key file"
+)
 
 
 def _translate(error: Any, options: Options) -> ProducerError:
