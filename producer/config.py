@@ -139,7 +139,6 @@ class RedisCheckpointsConfig(Model):
     lock_timeout_s: float = Field(
         default=30.0, ge=0.2, description="another worker takes over when the holder was silent for so long"
     )
-    standby: bool = Field(default=False, description="true: wait for a stream that another worker runs")
 
 
 CheckpointsConfig = Annotated[

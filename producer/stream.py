@@ -37,7 +37,6 @@ StateName = Literal["starting", "running", "paused", "complete", "failed", "stop
 
 WATCH_INTERVAL_S = 5.0
 CONTROL_DEADLINE_S = 15.0
-STAND_BY_INTERVAL_S = 2.0
 
 
 @dataclass(slots=True)
@@ -145,12 +144,7 @@ class Stream:
         unit = Unit(
             config.name, config, self._source, dataset, self._writer, engine, self, self._gate, engine.stop, self.wake
         )
-        try:
-            state = await unit.claim()
-        except CheckpointConflictError as error:
-            if self._stands_by(error):
-                return  # not started, and no failure
-            raise
+        state = await unit.claim()
         if state is None:
             await unit.begin([Checkpoint(split) for split in await self._source.plan(config, dataset)])
         elif unit.follows and all(c.split.upper is not None or c.split.is_replay for c in state.checkpoints):
@@ -189,7 +183,7 @@ class Stream:
         status.started_at = time.time()
         try:
             error = await self._run()
-            while error is None and not self._at_rest():  # a replay came in at the very end
+            while error is None and not self._at_rest():  # a replay came in at the very end, or the table has changed
                 error = await self._run()
         except asyncio.CancelledError:
             self._enter("stopped")
@@ -210,12 +204,9 @@ class Stream:
 
     async def _run(self) -> ProducerError | None:
         try:
-            while not self.started:
-                async for attempt in self._attempts():
-                    with attempt:
-                        await self.start()
-                if not self.started:
-                    await sleep_until_stop(self._engine.stop, STAND_BY_INTERVAL_S)
+            async for attempt in self._attempts():
+                with attempt:
+                    await self.start()
             self._enter("running" if self._gate.is_set() else "paused")
             watching = asyncio.create_task(self._watch())
             try:
@@ -230,6 +221,51 @@ class Stream:
         except ProducerError as error:
             return error
         return None
+
+    async def _adapt(self, error: ProducerError) -> ProducerError | None:
+        """Looks at the table once more: where that explains the error, None, and the next run goes on with what the
+        table is now. Otherwise what ends the stream."""
+        if self._dataset is None or not isinstance(error, PermanentError | ConfigError):
+            return error
+        if isinstance(error, AuthenticationError | CheckpointConflictError):
+            return error
+        before = self._dataset
+        try:
+            async for attempt in self._attempts():
+                with attempt:
+                    dataset = await self._source.describe(self.config)
+                    changed = not dataset.schema.equals(before.schema, check_metadata=True)
+                    if not changed and not isinstance(error, SchemaChangedError):
+                        return error
+                    self._refuse_other(dataset)
+                    if changed:
+                        await self._rewrite(dataset)
+        except ProducerError as final:
+            return final
+        self._dataset = dataset
+        if changed:
+            log.warning("the table has changed: going on with its new columns", stream=self.config.name, **differences(
+                before.schema, dataset.schema))
+        return None
+
+    def _refuse_other(self, dataset: Dataset) -> None:
+        assert self._dataset is not None
+        traversal = self.config.traversal
+        if dataset.fingerprint(traversal) != self._dataset.fingerprint(traversal):
+            raise OtherQueryError(
+                f"stream {self.config.name!r}: the table's key or order has changed while it was read",
+                hint=f"read again from the start after: producer checkpoint reset CONFIG {self.config.name}",
+            )
+
+    async def _rewrite(self, dataset: Dataset) -> None:
+        """A writer for the new columns, in the place of the old one; SchemaIncompatibleError where there is none."""
+        if self._writer is not None:
+            writer = await self._engine.open_writer(self.config, dataset, self.config.name, self.dead_lettered)
+            await self._writer.close()
+            self._writer = writer
+        for unit in self._units:
+            assert self._writer is not None
+            unit.dataset, unit.writer = dataset, self._writer
 
     def _stands_by(self, error: CheckpointConflictError) -> bool:
         """Whether the error is that another process runs the stream, and that is what is wanted."""

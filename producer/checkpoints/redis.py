@@ -104,7 +104,7 @@ class RedisCheckpointStore:
     """The hashes of one application on one Redis (not a cluster); see `producer.protocols`.
 
     `claim` waits for the lock of a holder that has died (``lock_timeout_s`` at most), and refuses at once when it sees
-    that one is alive; with ``standby`` it raises StandbyError instead, for the caller to ask again.
+    that one is alive; with ``coordination: redis`` it raises StandbyError instead, for the caller to ask again.
     StoreUnavailableError where Redis does not answer within 15 s.
     """
 
@@ -113,6 +113,7 @@ class RedisCheckpointStore:
         if not isinstance(settings, RedisCheckpointsConfig):
             raise TypeError("this store is for checkpoints of type redis")
         self._settings = settings
+        self._stands_by = config.coordination == "redis"
         self._app = config.app
         self.worker_id = os.environ.get("WORKER_ID") or f"{socket.gethostname()}:{os.getpid()}"
         self._token = f"{self.worker_id}:{secrets.token_hex(8)}"
@@ -212,7 +213,7 @@ class RedisCheckpointStore:
             if answer == "foreign":
                 raise self._foreign(stream, value)
             left_ms = int(value)
-            if self._settings.standby:
+            if self._stands_by:
                 raise StandbyError(
                     f"stream {stream!r} is being run by another worker; standing by",
                     retry_after_s=min(timeout_s, max(0, left_ms) / 1000) + 0.05,
@@ -246,7 +247,7 @@ class RedisCheckpointStore:
     def _held(self, stream: str) -> CheckpointConflictError:
         return CheckpointConflictError(
             f"stream {stream!r} is being run by another worker (it holds {self._key('lock', stream)})",
-            hint="stop it first, or set checkpoints.standby: true to wait for it",
+            hint="stop it first, or set coordination: redis to wait for it",
         )
 
     def _foreign(self, stream: str, app: str) -> CheckpointConflictError:

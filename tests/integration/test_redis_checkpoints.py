@@ -45,10 +45,13 @@ async def redis(redis_url: str) -> AsyncIterator[Client]:
 async def open_store(redis_url: str) -> AsyncIterator[Callable[..., Any]]:
     opened: list[RedisCheckpointStore] = []
 
-    async def make(url: str = redis_url, app: str = "app", **settings: Any) -> RedisCheckpointStore:
+    async def make(
+        url: str = redis_url, app: str = "app", coordination: str = "none", **settings: Any
+    ) -> RedisCheckpointStore:
         config = Config.model_validate(
             {
                 "app": app,
+                "coordination": coordination,
                 "checkpoints": {"type": "redis", "url": url, "lock_timeout_s": LOCK_S, **settings},
                 "sources": {"s": {"type": "sql", "url": "sqlite:///none"}},
                 "streams": [{"name": "t", "source": "s", "table": "t"}],
@@ -149,7 +152,7 @@ async def test_a_holder_whose_lock_ended_goes_on_if_nobody_came(redis: Client, o
 async def test_standing_by_is_no_failure_and_says_when_to_ask_again(
     redis: Client, open_store: Callable[..., Any]
 ) -> None:
-    holder, other = await open_store(), await open_store(standby=True)
+    holder, other = await open_store(), await open_store(coordination="redis")
     await started(holder)
     with pytest.raises(StandbyError) as caught:
         await other.claim(STREAM)
