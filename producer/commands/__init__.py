@@ -16,6 +16,7 @@ COMMANDS: tuple[str, ...] = (
     "checkpoint",
     "dead_letters",
     "schema",
+    "import_config",
     "dump",
     "demo",
     "telegram",
