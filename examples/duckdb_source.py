@@ -84,6 +84,15 @@ class DuckDatabase:
     async def parameter_types(self, sql: str, names: tuple[str, ...]) -> Mapping[str, str]:
         return {}
 
+    async def listen(self, channel: str, wake: Callable[[], None]) -> None:
+        raise ConfigError("notify: only PostgreSQL can notify", hint="leave notify out: the table is polled")
+
+    def inserted_since(self, table: Table, least: int) -> str | None:
+        return None
+
+    def older_than(self, column: Column, seconds: float) -> str:
+        return f"t.{quote(column.name)} < now() AT TIME ZONE 'UTC' - INTERVAL ({seconds:f}) SECOND"
+
     def sample(self, table: Table, rows: int | None) -> str | None:
         return f"{table.source} t"  # a window over a whole column is what it does best
 
@@ -123,6 +132,9 @@ class DuckSession:
             return int(found[0]) if found else 0
 
         return await self.run(work), 0
+
+    async def snapshot(self) -> None:
+        return None
 
     async def close(self) -> None:
         connection, self._connection = self._connection, None

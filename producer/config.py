@@ -274,6 +274,21 @@ class StreamConfig(Model):
     topic: str = Field(default="", description="default: <source>.<name>")
     traversal: Traversal = "ID_RANGE"
     mode: Mode = "snapshot"
+    start: Literal["beginning", "latest"] = Field(
+        default="beginning", description="where a tail begins: latest is after the greatest key that there is"
+    )
+    notify: str | None = Field(
+        default=None, min_length=1, max_length=63, description="PostgreSQL: a channel whose NOTIFY tells of new rows"
+    )
+    late_commit_s: float = Field(
+        default=3600.0,
+        ge=0,
+        description="how long after a higher key was read a row may still commit; a missing id is asked for so long. "
+        "0: such rows are lost",
+    )
+    delay_s: float = Field(
+        default=5.0, ge=0, description="mode timestamp: rows are read when they are so old; longer than transactions"
+    )
     key: tuple[str, ...] | None = Field(default=None, min_length=1, description="default: the primary key")
     columns: tuple[str, ...] | None = Field(default=None, min_length=1)
     exclude: tuple[str, ...] = ()
@@ -322,6 +337,8 @@ class StreamConfig(Model):
             raise ValueError(f"traversal OFFSET cannot be used with mode {self.mode}; use ID_RANGE, or mode snapshot")
         if self.mode == "timestamp" and not self.order_by:
             raise ValueError("mode timestamp needs order_by with the column that holds the time of the last change")
+        if self.start == "latest" and self.mode not in ("tail", "timestamp"):
+            raise ValueError(f"start latest cannot be used with mode {self.mode}; use mode tail or timestamp")
         if both := set(self.columns or ()) & set(self.exclude):
             raise ValueError(f"column {min(both)!r} stands in both columns and exclude; take it out of one of them")
         return self

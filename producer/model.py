@@ -64,17 +64,29 @@ class Split:
     """A piece of a stream's key space: ``lower`` exclusive, ``upper`` inclusive; ``None`` means open on that side.
 
     An OFFSET stream has one split with both sides open (or ``upper=OffsetPosition(n)`` for a counted snapshot).
-    Of a replay only the rows ``between`` are read.
+    Of a replay only the rows ``between`` are read. ``detail`` is what the traversal remembers from the plan on: it is
+    that of the split's first checkpoint, and kept there.
     """
 
     id: str
     lower: Position | None = None
     upper: Position | None = None
     between: Between | None = None
+    detail: Mapping[str, Json] | None = field(default=None, compare=False)
 
     @property
     def is_replay(self) -> bool:
         return self.id.startswith(REPLAY)
+
+    @property
+    def is_open(self) -> bool:
+        """Whether rows may come that belong to it; one that is followed has no end."""
+        return self.upper is None and not self.is_replay
+
+    @property
+    def is_bounded(self) -> bool:
+        """Whether it is a planned piece of a snapshot."""
+        return self.upper is not None and not self.is_replay
 
 
 def unit_name(stream: str, partition: int) -> str:
@@ -101,6 +113,10 @@ class Checkpoint:
     rows: int = 0
     done: bool = False
     detail: Mapping[str, Json] | None = None
+
+    def __post_init__(self) -> None:
+        if self.detail is None and self.split.detail is not None:
+            object.__setattr__(self, "detail", self.split.detail)
 
 
 @dataclass(frozen=True, slots=True)

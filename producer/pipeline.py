@@ -19,7 +19,7 @@ from typing import Any
 from producer.errors import TransientError
 from producer.inflight import ByteBudget, Prefix, Reservation, Window
 from producer.model import Checkpoint, KeyPosition, Page, Position
-from producer.protocols import PageReader, PageWriter
+from producer.protocols import PageReader, PageWriter, RememberingReader
 from producer.retry import attempts
 
 FIRST_PAGE_ROWS = 64
@@ -302,7 +302,7 @@ async def _move(
 
 def follows(io: StreamIO, progress: SplitProgress) -> bool:
     """Whether the split is polled on after its end."""
-    return io.follow and not progress.checkpoint.split.is_replay
+    return io.follow and progress.checkpoint.split.is_open
 
 
 async def _next(
@@ -330,6 +330,9 @@ async def _fetch(
 ) -> None:
     """Reads page after page into `ahead`, and None at the end or on stop."""
     position: Position | None = progress.checkpoint.position
+    detail = progress.checkpoint.detail
+    if isinstance(reader, RememberingReader):
+        reader.restore(detail)
     idle_s = io.poll_interval_s
     while not io.stop.is_set() and not progress.halt:
         if not io.gate.is_set():
@@ -340,12 +343,14 @@ async def _fetch(
         if io.stop.is_set():
             break
         started, asked_at = time.perf_counter(), time.monotonic()
+        io.wake.clear()  # a sign that comes while the page is read may be of rows that it has not
         page = await reader.fetch(position, sizer.rows)
         page = replace(page, after=position if position is not None else progress.checkpoint.split.lower)
         io.observe_fetch(time.perf_counter() - started, page.rows)
         sizer.saw(page.rows, page.batch.nbytes)
         reservation.resize(page.batch.nbytes)
-        moved = page.position is not None and page.position != position
+        moved = (page.position is not None and page.position != position) or page.detail not in (None, detail)
+        detail = page.detail if page.detail is not None else detail
         position = page.position if page.position is not None else position
         progress.rows_read += page.rows
         if page.last:
@@ -362,7 +367,6 @@ async def _fetch(
             idle_s = io.poll_interval_s
             await io.throttle(page.rows)
         elif page.last:
-            io.wake.clear()
             await wait_for_any(io.wake, io.stop, timeout_s=idle_s)
             idle_s = min(idle_s * 1.5, io.poll_interval_s * MAX_POLL_INTERVAL_FACTOR)
     await ahead.put(None)

@@ -10,10 +10,10 @@ All methods raise errors of `producer.errors` only, and none waits without a dea
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Protocol, TypeVar, runtime_checkable
 
-from producer.model import Between, Checkpoint, Dataset, Page, Position, Split, StreamState
+from producer.model import Between, Checkpoint, Dataset, Json, Page, Position, Split, StreamState
 
 if TYPE_CHECKING:
     from producer.config import StreamConfig
@@ -33,6 +33,24 @@ class PageReader(Protocol):
     async def close(self) -> None: ...
 
 
+@runtime_checkable
+class RememberingReader(PageReader, Protocol):
+    """A reader whose pages carry a ``detail``: what it must know, beside the position, to go on."""
+
+    def restore(self, detail: Mapping[str, Json] | None) -> None:
+        """The next fetch goes on from what was committed: a position with this detail."""
+        ...
+
+
+@runtime_checkable
+class WakingSource(Protocol):
+    """A source that can tell that a followed stream has new rows."""
+
+    async def listen(self, stream: StreamConfig, wake: Callable[[], None]) -> None:
+        """Calls `wake` at each sign of new rows, until cancelled; returns at once for a stream without such signs."""
+        ...
+
+
 class Source(Protocol):
     """One configured source: a database, an account, an API."""
 
@@ -48,7 +66,8 @@ class Source(Protocol):
 
     async def plan(self, stream: StreamConfig, dataset: Dataset) -> Sequence[Split]:
         """The splits of a fresh start: one for OFFSET, up to ``stream.max_parallel`` of about equal rows for
-        ID_RANGE. For a snapshot the last split is bounded by what is there now; for a tail it is open."""
+        ID_RANGE. For a snapshot the last split is bounded by what is there now, otherwise it is open; a tail has
+        that one only."""
         ...
 
     async def reader(self, stream: StreamConfig, dataset: Dataset, split: Split) -> PageReader:

@@ -64,7 +64,9 @@ class SplitSchedule:
         while waiting or running:
             while (started := self._startable(running.values())) is not None:
                 running[group.create_task(self._run_split(started))] = started
-            if not waiting and len(running) < self._config.max_parallel and not self._io.stop.is_set():
+            if not running:
+                return  # what waits follows splits that were stopped
+            if len(running) < self._config.max_parallel and not self._io.stop.is_set():
                 await self._halt_largest(running.values())
             added = asyncio.create_task(self._added.wait())
             try:
@@ -85,7 +87,10 @@ class SplitSchedule:
         """The next split that waits and has a place."""
         moving = [progress.checkpoint.split.is_replay for progress in running]
         free = {True: not any(moving), False: moving.count(False) < self._config.max_parallel}
+        planned = any(not p.checkpoint.done for p in self._splits if p.checkpoint.split.is_bounded)
         for progress in self._waiting:
+            if progress.checkpoint.split.is_open and self._config.mode != "snapshot" and planned:
+                continue  # it follows the snapshot: what it reads is never older than what that has sent
             if free[progress.checkpoint.split.is_replay]:
                 self._waiting.remove(progress)
                 return progress
@@ -115,8 +120,10 @@ class SplitSchedule:
         """Halts the split with the most rows to come, if they are worth a place of their own."""
         largest, most = None, DIVIDE_PAGES * self._config.page_size
         for progress in running:
-            split_id = progress.checkpoint.split.id
-            if split_id in self._whole or progress.halt or progress.checkpoint.split.is_replay:
+            split = progress.checkpoint.split
+            split_id = split.id
+            follows = split.is_open and self._config.mode != "snapshot"
+            if split_id in self._whole or progress.halt or split.is_replay or follows:
                 continue
             with ignored_transient(self._config.name):
                 rows = await self._source.remaining(self._config, self._dataset, progress.checkpoint)

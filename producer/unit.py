@@ -11,7 +11,7 @@ import contextlib
 import functools
 from collections.abc import Awaitable, Callable, Sequence
 from concurrent.futures import Executor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol, cast
 
 from producer.config import StreamConfig
@@ -19,7 +19,7 @@ from producer.errors import CheckpointConflictError, OtherQueryError, ProducerEr
 from producer.inflight import ByteBudget
 from producer.model import Checkpoint, Dataset, Split, StreamState
 from producer.pipeline import Committer, Limits, Save, SplitProgress, StreamIO, wait_for_any
-from producer.protocols import CheckpointStore, LendingStore, PageWriter, Source, TransactionalWriter
+from producer.protocols import CheckpointStore, LendingStore, PageWriter, Source, TransactionalWriter, WakingSource
 from producer.retry import attempts
 from producer.scheduling import SplitSchedule
 
@@ -118,8 +118,12 @@ class Unit:
         self._restore(state)
 
     def _restore(self, state: StreamState) -> None:
-        self.splits[:] = [SplitProgress(checkpoint) for checkpoint in state.checkpoints]
+        self.splits[:] = [SplitProgress(self._resumed(checkpoint)) for checkpoint in state.checkpoints]
         self.paused = state.paused
+
+    def _resumed(self, checkpoint: Checkpoint) -> Checkpoint:
+        """An open split that had been caught up with is not done where it is followed."""
+        return replace(checkpoint, done=False) if self.follows and checkpoint.split.is_open else checkpoint
 
     async def remember_pause(self) -> None:
         """Has the store keep whether the gate is shut."""
@@ -203,10 +207,13 @@ class Unit:
         self.moving = (schedule, commits)
         try:
             async with asyncio.TaskGroup() as background:
-                committing = background.create_task(commits.run())
+                side = [background.create_task(commits.run())]
+                if io.follow and isinstance(self.source, WakingSource):
+                    side.append(background.create_task(self.source.listen(self.config, io.wake.set)))
                 async with asyncio.TaskGroup() as group:
                     await schedule.run(group)
-                committing.cancel()
+                for task in side:
+                    task.cancel()
         finally:
             self.moving = None
 

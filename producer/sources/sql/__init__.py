@@ -7,7 +7,7 @@ module each (`postgres`, `sqlite`, `mysql`, `generic`), behind the seam of `tabl
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Literal
 
@@ -28,12 +28,14 @@ from producer.model import (
     RejectedRow,
     Split,
 )
+from producer.protocols import PageReader
 from producer.sources.sql import keyset, splits
 from producer.sources.sql.dialects import open_database
 from producer.sources.sql.keyset import Selection
 from producer.sources.sql.names import find_column, parameter_names
 from producer.sources.sql.scalars import first_repeat, scalar_of
 from producer.sources.sql.table import Database, Options, Query, Rows, Session
+from producer.sources.sql.tail import TailReader
 from producer.traversal import is_last, key_values, offset_rows, offset_split, offset_window, start_of
 
 #: From this many skipped rows on, an OFFSET page finds its keys in the index first. Measured with rows of 150 bytes: it
@@ -117,12 +119,15 @@ class SqlSource:
         finally:
             await session.close()
 
-    async def reader(self, stream: StreamConfig, dataset: Dataset, split: Split) -> SqlReader:
+    async def reader(self, stream: StreamConfig, dataset: Dataset, split: Split) -> PageReader:
         selection = keyset.within(await self._selection(stream), split.between, self._database.mark)
-        return SqlReader(stream, selection, split, self._database)
+        pages = SqlReader(stream, selection, split, self._database)
+        if stream.mode == "snapshot" or not split.is_open or not stream.late_commit_s:
+            return pages
+        return TailReader(stream, pages, selection, split, self._database)
 
     async def divide(self, stream: StreamConfig, dataset: Dataset, checkpoint: Checkpoint) -> Position | None:
-        if checkpoint.done or stream.traversal == "OFFSET":
+        if checkpoint.done or stream.traversal == "OFFSET" or (stream.mode != "snapshot" and checkpoint.split.is_open):
             return None
         selection = await self._selection(stream)
         session = self._database.session()
@@ -174,6 +179,10 @@ class SqlSource:
             return await splits.remaining(session, self._database, selection, split, checkpoint.position, dataset)
         finally:
             await session.close()
+
+    async def listen(self, stream: StreamConfig, wake: Callable[[], None]) -> None:
+        if stream.notify is not None:
+            await self._database.listen(stream.notify, wake)
 
     async def _selection(self, stream: StreamConfig) -> Selection:
         found = self._selections.get(stream.name)

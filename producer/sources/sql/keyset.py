@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import pyarrow as pa
@@ -314,16 +314,49 @@ def quantile_query(
 
 
 def step_query(
-    selection: Selection, after: tuple[KeyScalar, ...] | None, step: int, *, mark: str, row_values: bool
+    selection: Selection,
+    after: tuple[KeyScalar, ...] | None,
+    step: int,
+    *,
+    mark: str,
+    row_values: bool,
+    upper: tuple[KeyScalar, ...] | None = None,
 ) -> Query:
-    """The key of the `step`-th row after the key `after`, by walking the index."""
+    """The key of the `step`-th row after the key `after` (and not above `upper`), by walking the index."""
     return _query(
         selection,
         selection.order_columns,
-        _bounds(selection, after, None, mark=mark, row_values=row_values),
+        _bounds(selection, after, upper, mark=mark, row_values=row_values),
         _order_by(selection, mark) + f" LIMIT 1 OFFSET {step - 1:d}",
-        _bound_params(selection, after, None),
+        _bound_params(selection, after, upper),
     )
+
+
+def newest_query(selection: Selection, count: int, mark: str) -> Query:
+    """The greatest `count` values of a key of one column, of all rows of the table."""
+    everything = replace(selection, where="", params={})
+    order = f" ORDER BY t.{quote(selection.order_names[0], mark)} DESC LIMIT {count:d}"
+    return _query(everything, selection.order_columns, [], order, {})
+
+
+def ranges_query(selection: Selection, ranges: Sequence[tuple[int, int]], limit: int, mark: str) -> Query:
+    """The rows whose key, one integer, lies in one of the ranges (both ends inclusive), in its order."""
+    tail = f"{_order_by(selection, mark)} LIMIT {limit:d}"
+    return _query(selection, selection.columns, [_in_ranges(selection, ranges, mark)], tail, {})
+
+
+def unselected_query(selection: Selection, ranges: Sequence[tuple[int, int]], limit: int, mark: str) -> Query:
+    """The keys in the ranges whose rows do not fulfil the stream's condition."""
+    other = replace(selection, where=f"({selection.where}\n) IS NOT TRUE")
+    return _query(other, selection.order_columns, [_in_ranges(selection, ranges, mark)], f" LIMIT {limit:d}", {})
+
+
+def _in_ranges(selection: Selection, ranges: Sequence[tuple[int, int]], mark: str) -> str:
+    """Whole numbers stand in the text: there may be hundreds, and each parameter costs more than its look-up."""
+    name = f"t.{quote(selection.order_names[0], mark)}"
+    single = ", ".join(f"{first:d}" for first, last in ranges if first == last)
+    wide = [f"{name} BETWEEN {first:d} AND {last:d}" for first, last in ranges if first != last]
+    return "(" + " OR ".join([*([f"{name} IN ({single})"] if single else []), *wide]) + ")"
 
 
 def count_query(

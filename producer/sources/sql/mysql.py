@@ -11,7 +11,7 @@ import contextlib
 import datetime as dt
 import decimal
 import uuid
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from concurrent.futures import Executor
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -33,7 +33,7 @@ from producer.sources.sql import mysql_types
 from producer.sources.sql.arrow import read_rows
 from producer.sources.sql.names import bind_named, nearest, quote, split_name
 from producer.sources.sql.scalars import key_scalar
-from producer.sources.sql.table import Options, Query, Rows, Table
+from producer.sources.sql.table import Column, Options, Query, Rows, Table
 
 if TYPE_CHECKING:
     from sqlalchemy.engine import URL
@@ -143,6 +143,16 @@ class MysqlDatabase:
         await self._meta.rows("EXPLAIN " + bind_named(sql, lambda name: "NULL"), ())
         return {}
 
+    async def listen(self, channel: str, wake: Callable[[], None]) -> None:
+        raise ConfigError("notify: only PostgreSQL can notify", hint="leave notify out: the table is polled")
+
+    def inserted_since(self, table: Table, least: int) -> str | None:
+        return None
+
+    def older_than(self, column: Column, seconds: float) -> str:
+        name = f"t.{quote(column.name, self.mark)}"
+        return f"{name} < UTC_TIMESTAMP(6) - INTERVAL {round(seconds * 1_000_000):d} MICROSECOND"
+
     def sample(self, table: Table, rows: int | None) -> str | None:
         return None
 
@@ -178,6 +188,9 @@ class MysqlSession:
         async with self._using() as connection:
             result = await connection.exec_driver_sql(sql, values)
             return list(result.fetchall())
+
+    async def snapshot(self) -> None:
+        return None
 
     async def close(self) -> None:
         connection, self._connection = self._connection, None

@@ -30,12 +30,14 @@ from producer.errors import (
     SourceUnavailableError,
     TransientError,
 )
+from producer.holes import Snapshot
 from producer.model import KeyScalar
 from producer.sources.sql import postgres_types
 from producer.sources.sql.adbc import MAX_RESULT_BYTES, Connection, Result, tuples
 from producer.sources.sql.arrow import part, read_rows
-from producer.sources.sql.names import bind_named, split_name
+from producer.sources.sql.names import bind_named, quote, split_name
 from producer.sources.sql.postgres_catalog import parameter_types, reflect
+from producer.sources.sql.postgres_notify import listening
 from producer.sources.sql.scalars import key_scalar
 from producer.sources.sql.table import Column, Options, Query, Rows, Table
 from producer.sources.sql.threads import STOP_GRACE_S, in_thread
@@ -79,6 +81,21 @@ class PostgresDatabase:
         numbered = bind_named(sql, lambda name: f"${names.index(name) + 1}")
         return await self._meta.run(lambda connection: parameter_types(partial(_rows, connection), numbered, names))
 
+    async def listen(self, channel: str, wake: Callable[[], None]) -> None:
+        await listening(self._options, channel, wake)
+
+    def inserted_since(self, table: Table, least: int) -> str | None:
+        """A row keeps 32 bits of its transaction's number: the newest of these that is not in the future. A
+        subtransaction's number lies above its transaction's, so a comparison sees it, which a look into the snapshot's
+        list of running transactions would not."""
+        if table.is_view:
+            return None
+        now = "pg_snapshot_xmax(pg_current_snapshot())::text::bigint"
+        return f"{now} - (({now} - t.xmin::text::bigint) & 4294967295) >= {least:d}"
+
+    def older_than(self, column: Column, seconds: float) -> str:
+        return f"t.{quote(column.name)} < now() - {seconds:f} * interval '1 second'"
+
     def sample(self, table: Table, rows: int | None) -> str | None:
         whole = f"{table.source} t"
         if table.is_view or rows is None or rows < _SAMPLE_FROM_ROWS:
@@ -117,6 +134,11 @@ class PostgresSession:
             return int(plan["Plan Rows"]), int(plan["Plan Width"])
 
         return await self.run(work)
+
+    async def snapshot(self) -> Snapshot | None:
+        sql = "SELECT pg_snapshot_xmin(s)::text, pg_snapshot_xmax(s)::text FROM pg_current_snapshot() s"
+        ((least, end),) = await self.run(lambda connection: _rows(connection, sql))
+        return Snapshot(int(least), int(end))
 
     async def close(self) -> None:
         self._closed = True

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+import time
 from collections.abc import Sequence
 
+from producer import holes
 from producer.config import StreamConfig
 from producer.errors import ConfigError
 from producer.model import Dataset, KeyPosition, KeyScalar, Position, Split
-from producer.sources.sql import keyset
+from producer.sources.sql import keyset, tail
 from producer.sources.sql.keyset import Selection
 from producer.sources.sql.names import quote
 from producer.sources.sql.table import Database, Session
@@ -44,17 +46,25 @@ async def refuse_null_keys(session: Session, database: Database, selection: Sele
 async def plan(
     session: Session, database: Database, selection: Selection, stream: StreamConfig, rows: int | None
 ) -> tuple[Split, ...]:
-    """Up to ``max_parallel`` splits of about equal rows; for a snapshot the last one ends at the greatest key."""
-    open_end = stream.mode != "snapshot"
-    greatest = await session.keys(keyset.edge_query(selection, database.mark, greatest=True))
-    if not greatest:
-        return key_splits((), open_end=open_end)
+    """For a snapshot up to ``max_parallel`` splits of about equal rows, the last one up to the greatest key; to be
+    followed, an open one after these; a tail has the open one only."""
+    if stream.mode == "snapshot":
+        greatest = await session.keys(keyset.edge_query(selection, database.mark, greatest=True))
+        end, ledger = KeyPosition(greatest[0]) if greatest else None, None
+    else:
+        end, ledger = await tail.beginning(session, database, selection, stream, time.time())
+    detail = None if ledger is None else holes.to_json(ledger)
+    if stream.mode in ("tail", "timestamp"):
+        return (Split("0", end if stream.start == "latest" else None, detail=detail),)
+    if end is None:
+        return (Split("0", detail=detail),)
     pieces = split_count(rows, stream.page_size, stream.max_parallel)
     inner: Sequence[tuple[KeyScalar, ...]] = ()
     if pieces > 1:
         inner = await _sampled(session, database, selection, pieces, rows)
         inner = inner or await _walked(session, database, selection, pieces)
-    return key_splits([KeyPosition(key) for key in (*inner, greatest[0])], open_end=open_end)
+    bounded = key_splits([*(KeyPosition(key) for key in inner), end], open_end=False)
+    return bounded if ledger is None else (*bounded, Split(str(len(bounded)), end, detail=detail))
 
 
 async def _sampled(

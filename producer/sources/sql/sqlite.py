@@ -77,6 +77,18 @@ class SqliteDatabase:
         await self._meta.run(lambda connection: _rows(connection, "EXPLAIN " + sql, dict.fromkeys(names)))
         return {}
 
+    async def listen(self, channel: str, wake: Callable[[], None]) -> None:
+        raise ConfigError("notify: only PostgreSQL can notify", hint="leave notify out: the table is polled")
+
+    def inserted_since(self, table: Table, least: int) -> str | None:
+        return None
+
+    def older_than(self, column: Column, seconds: float) -> str:
+        name = f"t.{quote(column.name)}"
+        numbers = f"{name} < unixepoch('now', 'subsec') - {seconds:f}"
+        text = f"julianday({name}) < julianday('now') - {seconds / 86400:.12f}"
+        return f"CASE typeof({name}) WHEN 'text' THEN {text} ELSE {numbers} END"
+
     def sample(self, table: Table, rows: int | None) -> str | None:
         return None
 
@@ -108,6 +120,9 @@ class SqliteSession:
             return int(rows), self._path.stat().st_size // max(int(rows), 1)
 
         return await self.run(work)
+
+    async def snapshot(self) -> None:
+        return None
 
     async def close(self) -> None:
         self._closed = True

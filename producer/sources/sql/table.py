@@ -8,6 +8,7 @@ from typing import Protocol
 
 import pyarrow as pa
 
+from producer.holes import Snapshot
 from producer.model import Json, KeyScalar, RejectedRow
 
 #: Values bound to the parameters of a query, by name.
@@ -106,6 +107,10 @@ class Session(Protocol):
         """About how many rows `query` has, and of how many bytes each; None where that is not known."""
         ...
 
+    async def snapshot(self) -> Snapshot | None:
+        """Which transactions have ended now; None where the database does not number them."""
+        ...
+
     async def close(self) -> None: ...
 
 
@@ -132,6 +137,21 @@ class Database(Protocol):
         ...
 
     def session(self) -> Session: ...
+
+    async def listen(self, channel: str, wake: Callable[[], None]) -> None:
+        """Calls `wake` whenever the database notifies `channel`, and after each time when it may have; until cancelled.
+        ConfigError where the database has no such thing."""
+        ...
+
+    def inserted_since(self, table: Table, least: int) -> str | None:
+        """A condition on rows (alias ``t``): written by the transaction `least` or a later one. None where the database
+        cannot tell; rows that it says more of do no harm."""
+        ...
+
+    def older_than(self, column: Column, seconds: float) -> str:
+        """A condition: the time in `column` (alias ``t``) is so long ago, by the database's clock; a time without a
+        zone is taken as UTC."""
+        ...
 
     def sample(self, table: Table, rows: int | None) -> str | None:
         """FROM clause (alias ``t``) of enough rows for quantiles, a random sample of a big table; None where the

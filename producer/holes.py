@@ -1,0 +1,194 @@
+"""Owns the arithmetic of late commits: which ids below those that were read may still appear, and for how long. No I/O.
+
+Ids are handed out when a row is inserted and seen when its transaction commits, so a lower one may come after a higher
+one. A `Ledger` remembers what has been passed and may still be filled:
+
+- a `Hole` is a range of ids that were missing between two that were read: asked for by id until it is filled, or until
+  it has been open for too long;
+- a `Passage` is a range of keys that was read while transactions were running, for databases that can tell by which
+  transaction a row was inserted: looked through once when all of these transactions have ended.
+
+Times are seconds since 1970, transaction numbers those of the database, never wrapped.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+from producer.model import Json, KeyPosition, position_from_json, position_to_json
+
+#: How an id that is below all others is bounded.
+LEAST_ID = -(2**63)
+
+
+@dataclass(frozen=True, slots=True)
+class Hole:
+    """The ids `first` to `last`, both inclusive, missing since they were first passed."""
+
+    first: int
+    last: int
+    since: float
+    least: int = 0  # `Snapshot.least` of when it was passed; 0 where the database has no such
+
+
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """What a database says of its transactions: all below `least` have ended, none from `end` on has begun."""
+
+    least: int
+    end: int
+
+
+@dataclass(frozen=True, slots=True)
+class Passage:
+    """The keys `lower` (exclusive; None: from the beginning) to `upper` (inclusive), passed since that time.
+
+    `least` is `Snapshot.least` of before they were read; `end` is `Snapshot.end` of some time after, when whoever had
+    been given a key by then has begun its transaction: None until then.
+    """
+
+    lower: KeyPosition | None
+    upper: KeyPosition
+    since: float
+    least: int
+    end: int | None = None
+
+    def settled(self, now: Snapshot) -> bool:
+        """Whether every transaction that may still fill it has ended."""
+        return self.end is not None and now.least >= self.end
+
+
+@dataclass(frozen=True, slots=True)
+class Ledger:
+    """What may still be filled: holes in ascending order that do not touch, and passages in the order of passing.
+
+    Of ids up to `floor` no holes are noted: they were there when the stream was planned, with holes of their own.
+    `expired` counts the holes that were given up since the stream began.
+    """
+
+    holes: tuple[Hole, ...] = ()
+    passages: tuple[Passage, ...] = ()
+    floor: int = LEAST_ID - 1
+    expired: int = 0
+
+
+def gaps(after: int, ids: Sequence[int], since: float, least: int = 0) -> list[Hole]:
+    """The ids that are missing between `after` and the last of ascending `ids`."""
+    found = []
+    expected = after + 1
+    for number in ids:
+        if number > expected:
+            found.append(Hole(expected, number - 1, since, least))
+        expected = number + 1
+    return found
+
+
+def opened(ledger: Ledger, holes: Iterable[Hole]) -> Ledger:
+    """With what of `holes` lies above the floor; they lie above all that it has."""
+    above = (replace(hole, first=max(hole.first, ledger.floor + 1)) for hole in holes if hole.last > ledger.floor)
+    return replace(ledger, holes=(*ledger.holes, *above))
+
+
+def filled(ledger: Ledger, ids: Iterable[int]) -> Ledger:
+    """Without `ids`: what they leave of the holes they lie in."""
+    numbers = sorted(set(ids))
+    if not numbers or not ledger.holes:
+        return ledger
+    firsts = [hole.first for hole in ledger.holes]
+    inside: dict[int, list[int]] = {}
+    for number in numbers:
+        place = bisect_right(firsts, number) - 1
+        if place >= 0 and number <= ledger.holes[place].last:
+            inside.setdefault(place, []).append(number)
+    rest: list[Hole] = []
+    for place, hole in enumerate(ledger.holes):
+        expected = hole.first
+        for number in inside.get(place, ()):
+            if number > expected:
+                rest.append(replace(hole, first=expected, last=number - 1))
+            expected = number + 1
+        if expected <= hole.last:
+            rest.append(replace(hole, first=expected))
+    return replace(ledger, holes=tuple(rest))
+
+
+def expire(ledger: Ledger, before: float) -> tuple[Ledger, tuple[Hole, ...]]:
+    """Without the holes that are open since before that time; and these."""
+    old = tuple(hole for hole in ledger.holes if hole.since < before)
+    if not old:
+        return ledger, ()
+    kept = tuple(hole for hole in ledger.holes if hole.since >= before)
+    return replace(ledger, holes=kept, expired=ledger.expired + len(old)), old
+
+
+def crowded_out(ledger: Ledger, most: int) -> tuple[Ledger, tuple[Hole, ...]]:
+    """With at most `most` holes, and the rest: the lowest, which have been open for longest. They are not counted."""
+    surplus = max(0, len(ledger.holes) - most)
+    return replace(ledger, holes=ledger.holes[surplus:]), ledger.holes[:surplus]
+
+
+def passed(ledger: Ledger, passage: Passage, merge_within_s: float) -> Ledger:
+    """With one more passage, which begins where the last one ends or above; put to it where that is young."""
+    last = ledger.passages[-1] if ledger.passages else None
+    if last is None or last.end is not None or passage.since - last.since > merge_within_s:
+        return replace(ledger, passages=(*ledger.passages, passage))
+    whole = replace(last, upper=passage.upper, least=min(last.least, passage.least))
+    return replace(ledger, passages=(*ledger.passages[:-1], whole))
+
+
+def closed(ledger: Ledger, before: float, now: Snapshot) -> Ledger:
+    """With an end for the passages since before that time: who was given a key has begun by now."""
+    return replace(
+        ledger,
+        passages=tuple(
+            replace(passage, end=now.end) if passage.end is None and passage.since < before else passage
+            for passage in ledger.passages
+        ),
+    )
+
+
+def to_json(ledger: Ledger) -> Mapping[str, Json]:
+    """The form in which a checkpoint keeps it."""
+    return {
+        "holes": [[hole.first, hole.last, round(hole.since, 1), hole.least] for hole in ledger.holes],
+        "passages": [
+            [
+                position_to_json(passage.lower),
+                position_to_json(passage.upper),
+                round(passage.since, 1),
+                passage.least,
+                passage.end,
+            ]
+            for passage in ledger.passages
+        ],
+        "floor": ledger.floor,
+        "expired": ledger.expired,
+    }
+
+
+def from_json(value: Mapping[str, Json]) -> Ledger:
+    """The inverse of `to_json`; ValueError, KeyError or TypeError for anything else."""
+    return Ledger(
+        tuple(Hole(int(first), int(last), float(since), int(least)) for first, last, since, least in value["holes"]),
+        tuple(
+            Passage(_key(lower), _required(_key(upper)), float(since), int(least), None if end is None else int(end))
+            for lower, upper, since, least, end in value["passages"]
+        ),
+        int(value["floor"]),
+        int(value["expired"]),
+    )
+
+
+def _key(value: Json) -> KeyPosition | None:
+    position = position_from_json(value)
+    if position is not None and not isinstance(position, KeyPosition):
+        raise ValueError(f"not a key: {value!r}")
+    return position
+
+
+def _required(position: KeyPosition | None) -> KeyPosition:
+    if position is None:
+        raise ValueError("a passage has an upper end")
+    return position

@@ -1,0 +1,264 @@
+"""Owns the reading of a followed split: the pages after its position, and what commits late below it.
+
+What may still appear below the position stands in a `producer.holes.Ledger`, in the checkpoint beside the position. At
+each poll the missing ids are asked for again, and ranges of keys are looked through by transaction number, where the
+database has these, once all transactions of their time have ended. Rows found so may come a second time; none is lost
+before `late_commit_s` have passed.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+
+import pyarrow as pa
+import structlog
+
+from producer import holes
+from producer.config import StreamConfig
+from producer.holes import LEAST_ID, Hole, Ledger, Passage, Snapshot
+from producer.model import Json, KeyPosition, Page, Position, Split
+from producer.protocols import PageReader
+from producer.sources.sql import keyset
+from producer.sources.sql.keyset import Selection
+from producer.sources.sql.table import Database, Rows, Session
+from producer.traversal import key_values, start_of
+
+log = structlog.get_logger("producer")
+
+#: The newest so many holes are kept: about 60 kB of a checkpoint.
+MOST_HOLES = 2000
+HOLES_A_QUERY = 500
+#: So many of the greatest ids are looked at for holes when a stream is planned.
+PLANNED_IDS = 100_000
+#: Rows of the index that one look for late commits passes.
+STEP_ROWS = 100_000
+#: Passages of so many seconds are one; who was given a key in them has begun a transaction so many seconds later.
+PASSAGE_S = 10.0
+
+
+def numbered(selection: Selection) -> bool:
+    """Whether the key is one integer, so that missing ones can be told."""
+    columns = selection.order_columns
+    return len(columns) == 1 and pa.types.is_integer(columns[0].field.type)
+
+
+async def beginning(
+    session: Session, database: Database, selection: Selection, stream: StreamConfig, now: float
+) -> tuple[KeyPosition | None, Ledger]:
+    """The greatest key that there is, and what may still appear below it."""
+    snapshot = await _snapshot(session, database, selection)  # before anything is read
+    greatest = await session.keys(keyset.edge_query(selection, database.mark, greatest=True))
+    if not greatest:
+        return None, Ledger()
+    end, ledger = KeyPosition(greatest[0]), Ledger()
+    if numbered(selection):
+        newest = keyset.newest_query(selection, PLANNED_IDS, database.mark)
+        ids = sorted(int(str(key)) for (key,) in await session.keys(newest))
+        since = snapshot.least if snapshot else 0
+        ledger, _ = holes.crowded_out(Ledger(tuple(holes.gaps(ids[0] - 1, ids, now, since))), MOST_HOLES)
+        ledger = replace(ledger, floor=ids[-1])
+    if snapshot is not None and (numbered(selection) or stream.mode != "tail" or stream.start == "latest"):
+        ledger = holes.passed(ledger, Passage(None, end, now, snapshot.least), PASSAGE_S)
+    if snapshot is None and not numbered(selection):
+        log.warning(
+            "late commits are not seen: a row that commits after one with a higher key was read is not sent",
+            stream=stream.name,
+            key=", ".join(selection.order_names),
+            hint="key by one integer column, or mode timestamp with a delay_s longer than any transaction",
+        )
+    return end, ledger
+
+
+async def _snapshot(session: Session, database: Database, selection: Selection) -> Snapshot | None:
+    if database.inserted_since(selection.table, 0) is None:
+        return None
+    return await session.snapshot()
+
+
+class TailReader:
+    """See `producer.protocols.RememberingReader`. `pages` reads on after the position."""
+
+    def __init__(
+        self, stream: StreamConfig, pages: PageReader, selection: Selection, split: Split, database: Database
+    ) -> None:
+        self._stream = stream
+        self._pages = pages
+        self._selection = selection
+        self._split = split
+        self._database = database
+        self._session = database.session()
+        self._numbered = numbered(selection)
+        self._ledger = Ledger()
+        self._asking: int | None = None  # holes from this id on are still to be asked for in this round
+        self._next_round = 0.0  # on the monotonic clock
+        self._searching = False  # a passage is being looked through, page by page in turn with new rows
+        self._forward = False
+
+    def restore(self, detail: Mapping[str, Json] | None) -> None:
+        self._ledger = Ledger() if detail is None else holes.from_json(detail)
+        self._asking, self._next_round, self._searching = None, 0.0, False
+
+    async def close(self) -> None:
+        try:
+            await self._pages.close()
+        finally:
+            await self._session.close()
+
+    async def fetch(self, position: Position | None, limit: int) -> Page:
+        late = await self._late(limit)
+        if late is not None:
+            return Page(late.batch, position, detail=holes.to_json(self._ledger))
+        page = await self._next_page(position, limit)
+        last = page.last and not self._searching
+        return replace(page, last=last, detail=holes.to_json(self._ledger))
+
+    # --- new rows --------------------------------------------------------------------------------------------------
+
+    async def _next_page(self, position: Position | None, limit: int) -> Page:
+        snapshot = await _snapshot(self._session, self._database, self._selection)
+        page = await self._pages.fetch(position, limit)
+        if page.rows:
+            await self._passed(page, start_of(self._split, position), snapshot)
+        return page
+
+    async def _passed(self, page: Page, start: Position | None, snapshot: Snapshot | None) -> None:
+        """Notes what may still appear within the page's keys."""
+        now = time.time()
+        least = 0 if snapshot is None else snapshot.least
+        if not self._numbered:
+            if snapshot is not None:
+                assert isinstance(page.position, KeyPosition)
+                lower = start if isinstance(start, KeyPosition) else None
+                self._ledger = holes.passed(self._ledger, Passage(lower, page.position, now, least), PASSAGE_S)
+            return
+        ((name, _),) = self._selection.order
+        ids: list[int] = page.batch.column(page.batch.schema.get_field_index(name)).to_pylist()
+        after = int(str(start.values[0])) if isinstance(start, KeyPosition) else LEAST_ID - 1
+        if ids[-1] - after == len(ids):
+            return
+        found = holes.opened(replace(self._ledger, holes=()), holes.gaps(after, ids, now, least))
+        if self._selection.where and found.holes:
+            found = await self._without_unselected(found)
+        ledger = replace(self._ledger, holes=(*self._ledger.holes, *found.holes))
+        self._ledger = self._crowded_out(ledger, now)
+
+    async def _without_unselected(self, found: Ledger) -> Ledger:
+        """Without the ids whose rows are there, and are not the stream's."""
+        for at in range(0, len(found.holes), HOLES_A_QUERY):
+            query = keyset.unselected_query(
+                self._selection, _ranges(found.holes[at : at + HOLES_A_QUERY]), PLANNED_IDS, self._database.mark
+            )
+            found = holes.filled(found, [int(str(key)) for (key,) in await self._session.keys(query)])
+        return found
+
+    def _crowded_out(self, ledger: Ledger, now: float) -> Ledger:
+        """At most `MOST_HOLES`; more become a passage where the database has transaction numbers."""
+        ledger, out = holes.crowded_out(ledger, MOST_HOLES)
+        if not out:
+            return ledger
+        if out[0].least:
+            lower = None if out[0].first == LEAST_ID else KeyPosition((out[0].first - 1,))
+            passage = Passage(lower, KeyPosition((out[-1].last,)), now, min(hole.least for hole in out))
+            return holes.passed(ledger, passage, PASSAGE_S)
+        self._tell_expired(out, "too many ids are missing: the oldest are no longer asked for")
+        return replace(ledger, expired=ledger.expired + len(out))
+
+    # --- late rows -------------------------------------------------------------------------------------------------
+
+    async def _late(self, limit: int) -> Rows | None:
+        """Rows that have appeared below the position; None when it is the new rows' turn."""
+        if self._asking is None and not self._searching and time.monotonic() < self._next_round:
+            return None
+        if self._asking is None and not self._searching:
+            self._asking = LEAST_ID
+        while self._asking is not None:
+            rows = await self._ask(self._asking, limit)
+            if rows is not None and rows.batch.num_rows:
+                return rows
+        if not self._searching:
+            await self._end_round()
+        if self._searching and not self._forward:
+            self._forward = True
+            return await self._search(limit)
+        self._forward = False
+        return None
+
+    async def _ask(self, asking: int, limit: int) -> Rows | None:
+        """Asks for some of the holes from the id `asking` on."""
+        some = [hole for hole in self._ledger.holes if hole.last >= asking][:HOLES_A_QUERY]
+        if not some:
+            self._asking = None
+            return None
+        rows = await self._session.fetch(
+            keyset.ranges_query(self._selection, _ranges(some), limit, self._database.mark)
+        )
+        ids = [int(str(rows.key_at(row)[0])) for row in range(rows.batch.num_rows)]
+        whole = len(ids) < limit and not rows.cut
+        self._asking = some[-1].last + 1 if whole else ids[-1] + 1
+        self._ledger = holes.filled(self._ledger, ids)
+        return rows
+
+    async def _end_round(self) -> None:
+        """All holes have been asked for: gives up the old ones, and sees which passage can be looked through."""
+        now = time.time()
+        self._next_round = time.monotonic() + self._stream.poll_interval_s
+        self._ledger, old = holes.expire(self._ledger, now - self._stream.late_commit_s)
+        if old:
+            self._tell_expired(old, "missing ids are given up after late_commit_s")
+        if self._ledger.passages and (snapshot := await self._session.snapshot()) is not None:
+            self._ledger = holes.closed(self._ledger, now - 2 * PASSAGE_S, snapshot)
+            first = self._ledger.passages[0]
+            overdue = first.since < now - self._stream.late_commit_s
+            self._searching = first.settled(snapshot) or overdue
+            if overdue and not first.settled(snapshot):
+                log.warning(
+                    "a transaction is open for longer than late_commit_s: what it commits is not waited for",
+                    stream=self._stream.name,
+                )
+
+    async def _search(self, limit: int) -> Rows:
+        """One step through the first passage: its rows by transactions that had not ended when it was passed."""
+        passage, *others = self._ledger.passages
+        database, selection = self._database, self._selection
+        width = len(selection.order)
+        step = keyset.step_query(
+            selection,
+            key_values(passage.lower, width),
+            STEP_ROWS,
+            mark=database.mark,
+            row_values=database.row_values,
+            upper=key_values(passage.upper, width),
+        )
+        reached = await self._session.keys(step)
+        end = KeyPosition(reached[0]) if reached else passage.upper
+        condition = database.inserted_since(selection.table, passage.least)
+        assert condition is not None
+        query = keyset.key_query(
+            replace(selection, where=f"({selection.where}\n) AND {condition}" if selection.where else condition),
+            key_values(passage.lower, width),
+            key_values(end, width),
+            limit,
+            mark=database.mark,
+            row_values=database.row_values,
+        )
+        rows = await self._session.fetch(query)
+        if rows.cut or rows.batch.num_rows == limit:
+            end = KeyPosition(rows.key_at(rows.batch.num_rows - 1))
+        left = [] if end == passage.upper else [replace(passage, lower=end)]
+        self._ledger = replace(self._ledger, passages=(*left, *others))
+        self._searching = bool(left)
+        if not left:
+            self._next_round = 0.0  # the next passage may be due as well
+        if self._numbered:
+            ids = [int(str(rows.key_at(row)[0])) for row in range(rows.batch.num_rows)]
+            self._ledger = holes.filled(self._ledger, ids)
+        return rows
+
+    def _tell_expired(self, old: Sequence[Hole], event: str) -> None:
+        log.warning(event, stream=self._stream.name, ranges=len(old), first=old[0].first, last=old[-1].last)
+
+
+def _ranges(some: Sequence[Hole]) -> list[tuple[int, int]]:
+    return [(hole.first, hole.last) for hole in some]

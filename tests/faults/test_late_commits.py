@@ -1,0 +1,262 @@
+"""Owns the claim that a tail loses no row that commits late, whatever the order of commits; and that it could."""
+
+from __future__ import annotations
+
+import contextlib
+import random
+import signal
+import sqlite3
+import subprocess
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import pytest
+
+from producer.embedded import free_port
+from tests.audit import TopicAudit
+from tests.faults.killing import start, write_config
+from tests.services.databases import Postgres
+from tests.services.process import Process, account, owned_folder
+
+KEY_SCHEMA = {"type": "record", "name": "k", "fields": [{"name": "id", "type": "long"}]}
+WRITERS, TURNS, LONG_S = 8, 60, 8.0
+
+#: Opens a connection of the DB-API without autocommit.
+Connect = Callable[[], Any]
+
+
+class Replica(Postgres):
+    """A streaming standby of another server."""
+
+    def __init__(self, primary: Postgres) -> None:
+        self._settings = ("hot_standby=on",)
+        self._user = account("postgres")
+        self._folder = owned_folder("replica-", self._user)
+        self._port = free_port()
+        self._process: Process | None = None
+        copying = [self._program("pg_basebackup"), "-d", primary.dsn(), "-D", str(self._folder / "data"), "-R"]
+        subprocess.run(
+            [*copying, "-c", "fast", "-X", "stream", "--no-sync"],
+            check=True,
+            capture_output=True,
+            timeout=120,
+            cwd=self._folder,
+            user=self._user,
+            group=self._user,
+            extra_groups=[] if self._user else None,
+        )
+
+
+def postgres(dsn: str) -> Connect:
+    from adbc_driver_postgresql import dbapi
+
+    return lambda: dbapi.connect(dsn)
+
+
+def mariadb(url: str) -> Connect:
+    import pymysql
+
+    parts = urlsplit(url)
+    return lambda: pymysql.connect(
+        host=parts.hostname,
+        port=parts.port or 3306,
+        user=parts.username,
+        password=parts.password or "",
+        database=parts.path.lstrip("/"),
+    )
+
+
+TABLE = {
+    "postgres": "CREATE TABLE events (id bigserial PRIMARY KEY, body text NOT NULL)",
+    "mariadb": "CREATE TABLE events (id bigint AUTO_INCREMENT PRIMARY KEY, body text NOT NULL)",
+    "sqlite": "CREATE TABLE events (id INTEGER PRIMARY KEY, body TEXT NOT NULL)",
+}
+
+
+def execute(connection: Any, *statements: str) -> None:
+    with contextlib.closing(connection.cursor()) as cursor:
+        for statement in statements:
+            cursor.execute(statement)
+
+
+def write(connect: Connect, seed: int) -> None:
+    """Transactions of some rows each, some rolled back, of every length up to half a second."""
+    rng = random.Random(seed)
+    with contextlib.closing(connect()) as connection:
+        for turn in range(TURNS):
+            rows = rng.randint(1, 4)
+            for row in range(rows):
+                execute(connection, f"INSERT INTO events (body) VALUES ('{seed} {turn} {row}')")
+                time.sleep(rng.choice([0, 0, 0.01, 0.1]))
+            if rng.random() < 0.15:
+                connection.rollback()
+            else:
+                connection.commit()
+
+
+def write_long(connect: Connect) -> None:
+    """One row whose transaction stays open while the others commit."""
+    with contextlib.closing(connect()) as connection:
+        execute(connection, "INSERT INTO events (body) VALUES ('long')")
+        time.sleep(LONG_S)
+        connection.commit()
+
+
+def load(connect: Connect, writers: int, *, long: bool) -> list[threading.Thread]:
+    threads = [threading.Thread(target=write, args=(connect, seed)) for seed in range(writers)]
+    if long:
+        threads.append(threading.Thread(target=write_long, args=(connect,)))
+    for thread in threads:
+        thread.start()
+    return threads
+
+
+def ids(connect: Connect) -> set[tuple[int, ...]]:
+    with contextlib.closing(connect()) as connection, contextlib.closing(connection.cursor()) as cursor:
+        cursor.execute("SELECT id FROM events")
+        return {tuple(row) for row in cursor.fetchall()}
+
+
+@pytest.fixture(params=["postgres", "replica", "mariadb", "sqlite"])
+def server(
+    request: pytest.FixtureRequest, own_postgres: Callable[..., Postgres], tmp_path: Path
+) -> Iterator[tuple[str, str, Connect]]:
+    """The kind of table, the URL to read from, and connections to write by; with some rows in the table."""
+    with contextlib.ExitStack() as stack:
+        match request.param:
+            case "postgres":
+                url = request.getfixturevalue("postgres_dsn")
+                kind, read_url, connect = "postgres", url, postgres(url)
+            case "replica":
+                primary = own_postgres()
+                replica = Replica(primary)
+                stack.callback(replica.close)
+                replica.start()
+                kind, read_url, connect = "postgres", replica.dsn(), postgres(primary.dsn())
+            case "mariadb":
+                url = request.getfixturevalue("mariadb_url")
+                kind, read_url, connect = "mariadb", url, mariadb(url)
+            case _:
+                path = tmp_path / "shop.db"
+                kind, read_url = "sqlite", f"sqlite:////{str(path).lstrip('/')}"
+                connect = lambda: sqlite3.connect(path, timeout=60)  # noqa: E731
+        with contextlib.closing(connect()) as connection:
+            execute(connection, TABLE[kind], *["INSERT INTO events (body) VALUES ('before')"] * 20)
+            connection.commit()
+        yield kind, read_url, connect
+        with contextlib.closing(connect()) as connection:
+            execute(connection, "DROP TABLE events")
+            connection.commit()
+
+
+def configured(folder: Path, url: str, kafka: str, topic: str, **stream: Any) -> Path:
+    one = {"source": "shop", "table": "events", "topic": topic, "poll_interval_s": 0.05, "partitions": 2, **stream}
+    return write_config(
+        folder,
+        {
+            "app": topic,
+            "kafka": {"bootstrap_servers": kafka},
+            "checkpoints": {"type": "file", "path": str(folder / "state")},
+            "http": {"port": 0},
+            "sources": {"shop": {"type": "sql", "url": url}},
+            "streams": [one],
+        },
+    )
+
+
+def reaches(audit: TopicAudit, done: Callable[[], bool], timeout_s: float = 60) -> bool:
+    until = time.monotonic() + timeout_s
+    while time.monotonic() < until:
+        audit.catch_up()
+        if done():
+            return True
+        time.sleep(0.1)
+    return False
+
+
+@contextlib.contextmanager
+def running(config: Path) -> Iterator[subprocess.Popen[str]]:
+    process = start(config)
+    try:
+        yield process
+        assert process.poll() is None, process.communicate()[1]
+    finally:
+        process.send_signal(signal.SIGKILL)
+        process.communicate()
+
+
+@pytest.mark.timeout(180)
+@pytest.mark.parametrize("mode", ["tail", "snapshot_then_tail"])
+def test_a_tail_under_writers_that_commit_out_of_order_has_every_committed_row(
+    mode: str, server: tuple[str, str, Connect], kafka_bootstrap: str, unique: str, tmp_path: Path
+) -> None:
+    kind, url, connect = server
+    config = configured(tmp_path, url, kafka_bootstrap, unique, mode=mode)
+    audit = TopicAudit(kafka_bootstrap, unique, KEY_SCHEMA)
+    threads = load(connect, WRITERS if kind != "sqlite" else 2, long=kind != "sqlite")  # before the plan, too
+    try:
+        with running(config):
+            for thread in threads:
+                thread.join()
+            committed = ids(connect)
+            assert reaches(audit, lambda: committed <= set(audit.keys)), sorted(committed - set(audit.keys))[:20]
+        assert set(audit.keys) == committed
+    finally:
+        audit.close()
+
+
+@pytest.mark.timeout(180)
+def test_without_its_ledger_the_tail_loses_rows(
+    kafka_bootstrap: str, postgres_dsn: str, unique: str, tmp_path: Path
+) -> None:
+    connect = postgres(postgres_dsn)
+    with contextlib.closing(connect()) as connection:
+        execute(connection, TABLE["postgres"])
+        connection.commit()
+    config = configured(tmp_path, postgres_dsn, kafka_bootstrap, unique, mode="tail", late_commit_s=0)
+    audit = TopicAudit(kafka_bootstrap, unique, KEY_SCHEMA)
+    threads = load(connect, WRITERS, long=True)
+    try:
+        with running(config):
+            for thread in threads:
+                thread.join()
+            with contextlib.closing(connect()) as connection:
+                execute(connection, "INSERT INTO events (body) VALUES ('last')")
+                connection.commit()
+            committed = ids(connect)
+            assert reaches(audit, lambda: max(committed) in audit.keys)
+        assert committed - set(audit.keys)
+    finally:
+        audit.close()
+        with contextlib.closing(connect()) as connection:
+            execute(connection, "DROP TABLE events")
+            connection.commit()
+
+
+@pytest.mark.timeout(240)
+def test_a_tail_that_is_killed_again_and_again_has_every_committed_row(
+    server: tuple[str, str, Connect], kafka_bootstrap: str, unique: str, tmp_path: Path
+) -> None:
+    kind, url, connect = server
+    config = configured(tmp_path, url, kafka_bootstrap, unique, mode="tail")
+    audit = TopicAudit(kafka_bootstrap, unique, KEY_SCHEMA)
+    threads = load(connect, WRITERS if kind != "sqlite" else 2, long=kind != "sqlite")
+    rng = random.Random(7)
+    try:
+        for _ in range(4):
+            with running(config):
+                ends = audit.end()
+                assert reaches(audit, lambda ends=ends: audit.end() > ends or not any(t.is_alive() for t in threads))
+                time.sleep(rng.uniform(0, 0.5))
+        for thread in threads:
+            thread.join()
+        committed = ids(connect)
+        with running(config):
+            assert reaches(audit, lambda: committed <= set(audit.keys)), sorted(committed - set(audit.keys))[:20]
+        assert set(audit.keys) == committed
+    finally:
+        audit.close()
