@@ -43,8 +43,10 @@ requirements: setup
 	$(BIN)/python -m uv --version >/dev/null 2>&1 || $(BIN)/python -m pip install --quiet uv
 	$(BIN)/python -m uv pip compile --quiet --upgrade $(COMPILE) --extra mysql --extra duckdb -o requirements.txt
 	$(BIN)/python -m uv pip compile --quiet --upgrade $(COMPILE) --extra dev --extra bench -o requirements-dev.txt
+	$(BIN)/python -m uv pip compile --quiet --upgrade $(PINNED) requirements-build.in -o requirements-build.txt
 
-COMPILE := --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header pyproject.toml
+PINNED := --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header
+COMPILE := $(PINNED) pyproject.toml
 
 clean:
 	rm -rf .venv build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis

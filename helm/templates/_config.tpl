@@ -1,7 +1,6 @@
 {{/* The configuration as the pods get it; and what is refused, with the way out. */}}
 {{- define "producer.coordination" -}}
-{{- $coordination := .Values.config.coordination | default "" -}}
-{{- if kindIs "map" $coordination -}}{{ $coordination.type }}{{- else -}}{{ $coordination }}{{- end -}}
+{{- .Values.config.coordination | default "none" -}}
 {{- end -}}
 
 {{- define "producer.port" -}}
@@ -35,10 +34,14 @@
 {{- fail "config.checkpoints.path is not on the volume: set it to /var/lib/producer/state" -}}
 {{- end -}}
 {{- end -}}
-{{- $shared := eq (include "producer.coordination" .) "kafka" -}}
-{{- $many := or (gt (int .Values.replicas) 1) (ne .Values.autoscaling.type "none") -}}
-{{- if and $many (not $shared) -}}
-{{- fail "more than one pod needs config.coordination: kafka, or each would read everything" -}}
+{{- $coordination := include "producer.coordination" . -}}
+{{- $scaled := ne .Values.autoscaling.type "none" -}}
+{{- $many := or (gt (int .Values.replicas) 1) $scaled -}}
+{{- if and $many (eq $coordination "none") -}}
+{{- fail "more than one pod needs config.coordination: kafka (each takes its part) or redis (one works, the others stand by), or each would read everything" -}}
+{{- end -}}
+{{- if and $scaled (ne $coordination "kafka") -}}
+{{- fail "autoscaling needs config.coordination: kafka; pods that stand by do no work" -}}
 {{- end -}}
 {{- if and $many (ne .Values.workload "deployment") -}}
 {{- fail "replicas and autoscaling are for workload deployment" -}}

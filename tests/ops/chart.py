@@ -28,6 +28,10 @@ BASE: Values = {
     "secretFiles": ["shop"],
 }
 SHARED: Values = {"replicas": 3, "config": {"coordination": "kafka"}}
+STANDBY: Values = {
+    "replicas": 2,
+    "config": {"coordination": "redis", "checkpoints": {"type": "redis", "url": "redis://redis"}},
+}
 ON_DISK: Values = {
     "config": {"checkpoints": {"type": "file", "path": "/var/lib/producer/state"}},
     "persistence": {"enabled": True},

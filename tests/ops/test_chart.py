@@ -14,7 +14,21 @@ import pytest
 import yaml
 
 from producer.config import Config, load_config
-from tests.ops.chart import BASE, CHART, ON_DISK, SHARED, Document, Values, documents, merged, one, pod, run, template
+from tests.ops.chart import (
+    BASE,
+    CHART,
+    ON_DISK,
+    SHARED,
+    STANDBY,
+    Document,
+    Values,
+    documents,
+    merged,
+    one,
+    pod,
+    run,
+    template,
+)
 
 OWN_RESOURCES = {"ServiceMonitor", "PrometheusRule", "ScaledObject"}  # Kubernetes itself knows no schema of them
 SHAPES: dict[str, Values] = {
@@ -24,6 +38,7 @@ SHAPES: dict[str, Values] = {
     "shared": SHARED,
     "keda": merged(SHARED, {"autoscaling": {"type": "keda"}}),
     "hpa": merged(SHARED, {"autoscaling": {"type": "hpa"}}),
+    "standby": STANDBY,
     "job": {"workload": "job", "job": {"activeDeadlineSeconds": 3600, "ttlSecondsAfterFinished": 0}},
     "cronjob": merged(ON_DISK, {"workload": "cronjob"}),
 }
@@ -169,6 +184,11 @@ def test_the_producer_takes_the_configuration_that_is_mounted(helm: str, tmp_pat
     assert config.sources["shop"].url.get_secret_value() == "postgresql://reader:hunter2@pg/shop"
 
 
+@pytest.mark.parametrize("values", [SHARED, STANDBY, ON_DISK], ids=["shared", "standby", "on-disk"])
+def test_the_producer_takes_what_the_chart_takes(helm: str, tmp_path: Path, values: Values) -> None:
+    assert loaded(template(helm, values), tmp_path).streams
+
+
 def test_another_port_is_the_same_everywhere(helm: str, tmp_path: Path) -> None:
     found = template(helm, {"config": {"http": {"port": 8080}}})
     assert loaded(found, tmp_path).http.port == 8080
@@ -180,6 +200,8 @@ def test_one_reader_at_a_time_unless_pods_share_the_splits(helm: str) -> None:
     assert one(template(helm), "Deployment")["spec"]["strategy"] == {"type": "Recreate"}
     shared = one(template(helm, SHARED), "Deployment")["spec"]
     assert (shared["strategy"]["type"], shared["replicas"]) == ("RollingUpdate", 3)
+    standby = one(template(helm, STANDBY), "Deployment")["spec"]  # who stands by is not ready: one by one never ends
+    assert (standby["strategy"], standby["replicas"]) == ({"type": "Recreate"}, 2)
     assert one(template(helm, {"workload": "cronjob"}), "CronJob")["spec"]["concurrencyPolicy"] == "Forbid"
 
 
@@ -255,6 +277,7 @@ REFUSED: list[tuple[Values, str]] = [
     ({"serviceMonitor": {"interval": "often"}}, "interval"),
     ({"config": {"streams": []}}, "config needs sources and streams"),
     ({"replicas": 2}, "coordination: kafka"),
+    (merged(STANDBY, {"autoscaling": {"type": "hpa"}}), "stand by do no work"),
     ({"autoscaling": {"type": "keda"}}, "coordination: kafka"),
     (merged(SHARED, {"workload": "job"}), "for workload deployment"),
     (merged(SHARED, ON_DISK), "cannot share a volume"),
