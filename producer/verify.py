@@ -21,6 +21,7 @@ import numpy as np
 import structlog
 
 from producer.config import Config, StreamConfig
+from producer.coordination.units import whole_state
 from producer.encoding.arrow_avro import AvroEncoder, EncodedColumn
 from producer.encoding.schema import crc64_fingerprint
 from producer.errors import ConfigError, ProducerError, TransientError
@@ -107,7 +108,7 @@ async def verify(config: Config, stream: StreamConfig, counts: Counts) -> Verifi
         if partitions is None:
             raise ConfigError(f"topic {stream.topic!r} does not exist", hint=f"run stream {stream.name!r} first")
         dataset = await source.describe(stream)
-        state = await store.load(stream.name)
+        state = await whole_state(store, stream.name)
         if state is not None:
             refuse_other_query(state, stream.name, dataset.fingerprint(stream.traversal))
             pieces = [piece for checkpoint in state.checkpoints for piece in _pieces(checkpoint)]

@@ -58,10 +58,12 @@ async def _with_store(args: argparse.Namespace, config: Config) -> int:
 
 
 async def _list(args: argparse.Namespace, _config: Config, store: CheckpointStore) -> int:
+    from producer.coordination.units import stream_names, whole_state
+
     summaries, corrupt = [], []
-    for name in await store.streams():
+    for name in await stream_names(store):
         try:
-            state = await store.load(name)
+            state = await whole_state(store, name)
         except CheckpointCorruptError as error:
             corrupt.append(error)  # the others are shown all the same
             continue
@@ -91,10 +93,12 @@ def _summary(state: StreamState) -> dict[str, Any]:
     }
 
 
-async def _existing(store: CheckpointStore, stream: str) -> StreamState:
-    state = await store.load(stream)
+async def _existing(store: CheckpointStore, stream: str, *, exact: bool = False) -> StreamState:
+    from producer.coordination.units import stream_names, whole_state
+
+    state = await (store.load(stream) if exact else whole_state(store, stream))
     if state is None:
-        known = ", ".join(await store.streams()) or "none yet"
+        known = ", ".join(await stream_names(store)) or "none yet"
         raise ConfigError(f"stream {stream!r} has no checkpoint; streams with one: {known}")
     return state
 
@@ -120,23 +124,28 @@ async def _show(args: argparse.Namespace, _config: Config, store: CheckpointStor
 
 
 async def _reset(args: argparse.Namespace, _config: Config, store: CheckpointStore) -> int:
+    from producer.coordination.units import reset_whole, stream_names
+
     # A stream that is no longer in the configuration can still be forgotten.
-    found = await store.reset(args.stream)
+    found = await reset_whole(store, args.stream)
     if args.json:
         options.say_json({"stream": args.stream, "reset": found})
         return 0
     if not found:
-        known = ", ".join(await store.streams()) or "none yet"
+        known = ", ".join(await stream_names(store)) or "none yet"
         raise ConfigError(f"stream {args.stream!r} has no checkpoint; streams with one: {known}")
     options.say(f"{args.stream}: forgotten; the next run starts from the beginning")
     return 0
 
 
 async def _set(args: argparse.Namespace, _config: Config, store: CheckpointStore) -> int:
+    from producer.coordination.units import unit_names
     from producer.model import checkpoint_to_json
 
     position = _wanted(args)
-    state = await _existing(store, args.stream)
+    if units := await unit_names(store, args.stream):
+        raise ConfigError(f"the work of stream {args.stream!r} is shared; give one of its units: {', '.join(units)}")
+    state = await _existing(store, args.stream, exact=True)
     epoch = await store.claim(args.stream)  # refused while a runner is at it
     old = _split(state, args.split)
     _check_fits(position, old)

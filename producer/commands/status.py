@@ -66,12 +66,14 @@ def _state(checkpoints: Sequence[Checkpoint]) -> str:
 
 
 async def _from_checkpoints(config: Config) -> list[dict[str, Any]]:
+    from producer.coordination.units import whole_state
+
     async with options.open_store(config) as store:
         streams = []
         for stream in config.streams:
             told: dict[str, Any] = {"name": stream.name, "source": stream.source, "topic": stream.topic}
             try:
-                state = await store.load(stream.name)
+                state = await whole_state(store, stream.name)
             except CheckpointCorruptError as error:
                 streams.append({**told, "state": "failed", "error": error.message})
                 continue

@@ -232,10 +232,11 @@ async def _checkpoints(config: Config, found: Iterable[_Found], broker: bool, re
             return
 
     async def resumes(item: _Found) -> str:
+        from producer.coordination.units import whole_state
         from producer.unit import refuse_other_query
 
         assert store is not None
-        state = await store.load(item.stream.name)
+        state = await whole_state(store, item.stream.name)
         refuse_other_query(state, item.stream.name, item.dataset.fingerprint(item.stream.traversal))
         if state is None:
             return "none yet: starts from the beginning"

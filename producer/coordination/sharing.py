@@ -17,7 +17,7 @@ from producer.errors import CheckpointConflictError, ProducerError, TransientErr
 from producer.model import Checkpoint, StreamState, unit_name
 from producer.pipeline import wait_for_any
 from producer.protocols import LendingStore, PageWriter
-from producer.stream import Stream
+from producer.stream import Stream, control_deadline
 from producer.unit import Unit, refuse_other_query
 
 log = structlog.get_logger("producer")
@@ -31,8 +31,10 @@ class SharedStream(Stream):
 
     _owned: dict[int, asyncio.Task[None]]
     _running: dict[int, Unit]
+    _looking: asyncio.Lock
     _broken: asyncio.Future[ProducerError] | None = None
     _all_done = False
+    _resting: frozenset[int] = frozenset()  # owned, and to be run again at the next `_run_units`
 
     @property
     def _store(self) -> LendingStore:
@@ -42,7 +44,7 @@ class SharedStream(Stream):
         """As `Stream.start`, but for the claim: the plan is made if there is none, and units come with `own`."""
         if self.started:
             return
-        self._owned, self._running = {}, {}
+        self._owned, self._running, self._looking = {}, {}, asyncio.Lock()
         self._dataset = await self._source.describe(self.config)
         if not self._engine.exactly_once:
             self._writer = await self._open_writer(self.config.name)
@@ -92,6 +94,10 @@ class SharedStream(Stream):
 
     async def disown(self, partitions: Collection[int]) -> None:
         """Drains these units, or drops what is in flight after `DRAIN_DEADLINE_S`; then nothing of them moves."""
+        self._resting = self._resting.difference(partitions)
+        await self._rest(partitions)
+
+    async def _rest(self, partitions: Collection[int]) -> None:
         tasks = {self._owned.pop(partition): partition for partition in partitions if partition in self._owned}
         for task, partition in tasks.items():
             if partition in self._running:
@@ -106,6 +112,7 @@ class SharedStream(Stream):
         for partition in partitions:
             ended = self._running.pop(partition, None)
             if ended is not None:
+                self._units.remove(ended)
                 self.status.split_lists[:] = [s for s in self.status.split_lists if s is not ended.splits]
 
     async def _run_unit(self, partition: int) -> None:
@@ -134,6 +141,7 @@ class SharedStream(Stream):
                     if await unit.claim() is None:
                         await unit.begin(())
             self._running[partition] = unit
+            self._units.append(unit)
             self.status.split_lists.append(unit.splits)
             await unit.run()
         except CheckpointConflictError as error:
@@ -153,6 +161,7 @@ class SharedStream(Stream):
         """Runs until every unit of every process is done (`once`), a unit has failed, or all is to stop."""
         engine, following = self._engine, self.config.mode != "snapshot"
         self._broken = asyncio.get_running_loop().create_future()
+        await self.own(self._resting)  # after the table has changed
         try:
             while not engine.stop.is_set() and not self._broken.done():
                 await wait_for_any(engine.stop, timeout_s=LOOK_INTERVAL_S)
@@ -163,12 +172,33 @@ class SharedStream(Stream):
                 raise self._broken.result()
         finally:
             if not self._all_done:
-                await self.disown(list(self._owned))
+                self._resting = frozenset(self._owned)
+                await self._rest(self._resting)
+
+    async def _remember_pause(self) -> None:
+        """A pause is kept with the stream's own state, where all processes look."""
+        name, paused = self.config.name, not self._gate.is_set()
+        async with control_deadline("the pause cannot be remembered"), self._looking:
+            epoch = await self._store.claim(name)
+            await self._store.set_paused(name, epoch, paused)
+            await self._store.release(name)
+
+    async def _heed_pause(self) -> None:
+        async with self._looking:
+            state = await self._store.load(self.config.name)
+            if state is None or state.paused == (not self._gate.is_set()):
+                return
+            if state.paused:
+                self._gate.clear()
+            else:
+                self._gate.set()
+            self._enter("paused" if state.paused else "running")
 
     async def _everything_done(self) -> bool:
         """Looks at all units, other processes' too, and counts what is still to come."""
         store, done, rows = self._store, True, 0
         try:
+            await self._heed_pause()
             for partition in range(store.partitions):
                 state = await store.load(unit_name(self.config.name, partition))
                 checkpoints = state.checkpoints if state is not None else ()

@@ -3,9 +3,11 @@ twice where it is exactly once."""
 
 from __future__ import annotations
 
+import json
 import random
 import signal
 import subprocess
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -14,7 +16,7 @@ import pytest
 
 from producer.coordination.membership import SESSION_TIMEOUT_MS
 from tests.audit import TopicAudit
-from tests.faults.killing import start, write_config
+from tests.faults.killing import finish, start, write_config
 from tests.faults.test_kill import KEY_SCHEMA, postgres_table
 
 ROWS = 300_000
@@ -178,3 +180,24 @@ def test_two_processes_that_start_at_once_make_one_plan(
     finally:
         end_all(workers)
         audit.close()
+
+
+@pytest.mark.timeout(200)
+def test_shared_work_is_seen_as_one_stream_by_the_commands_and_verified(
+    table: str, kafka_bootstrap: str, unique: str, tmp_path: Path
+) -> None:
+    config = configuration(tmp_path, kafka_bootstrap, table, unique, delivery="exactly_once", rate=1_000_000)
+    finish(start(config, "--once"))
+
+    def producer(*arguments: str) -> Any:
+        command = [sys.executable, "-m", "producer", *arguments]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+        assert done.returncode == 0, done.stderr
+        return json.loads(done.stdout)
+
+    (listed,) = producer("checkpoint", "list", str(config), "--json")
+    assert (listed["stream"], listed["rows"]) == ("events", ROWS)
+    assert listed["splits"] == listed["done"] >= UNITS
+    assert producer("verify", str(config), "events", "--json")["source_rows"] == ROWS
+    assert producer("checkpoint", "reset", str(config), "events", "--json")["reset"] is True
+    assert producer("checkpoint", "list", str(config), "--json") == []
