@@ -78,28 +78,46 @@ class Model(BaseModel):
 class KafkaConfig(Model):
     """The broker. TLS and SASL names are those of librdkafka and aiokafka with underscores."""
 
-    bootstrap_servers: str = "localhost:9092"
-    client_id: str = "producer"
-    compression: Literal["none", "gzip", "snappy", "lz4", "zstd"] = "zstd"
-    compression_level: int | None = None
-    security_protocol: Literal["PLAINTEXT", "SSL", "SASL_PLAINTEXT", "SASL_SSL"] = "PLAINTEXT"
-    sasl_mechanism: Literal["PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512", "OAUTHBEARER"] = "PLAIN"
-    sasl_username: str | None = None
+    bootstrap_servers: str = Field(
+        default="localhost:9092", description="one or more brokers, host:port, separated by commas"
+    )
+    client_id: str = Field(default="producer", description="the name that the broker's logs and quotas see")
+    compression: Literal["none", "gzip", "snappy", "lz4", "zstd"] = Field(
+        default="zstd", description="of record batches"
+    )
+    compression_level: int | None = Field(default=None, description="of gzip and zstd; default: the codec's own")
+    security_protocol: Literal["PLAINTEXT", "SSL", "SASL_PLAINTEXT", "SASL_SSL"] = Field(
+        default="PLAINTEXT", description="with SSL: TLS; with SASL: a login"
+    )
+    sasl_mechanism: Literal["PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512", "OAUTHBEARER"] = Field(
+        default="PLAIN", description="how the login is made"
+    )
+    sasl_username: str | None = Field(default=None, description="the principal")
     sasl_password: SecretStr | None = Field(default=None, description="for OAUTHBEARER the access token")
     sasl_token_file: str | None = Field(
         default=None, description="OAUTHBEARER: a file with the access token, read for each connection"
     )
-    ssl_cafile: str | None = None
-    ssl_certfile: str | None = None
-    ssl_keyfile: str | None = None
-    ssl_password: SecretStr | None = None
-    ssl_check_hostname: bool = True
-    max_inflight_bytes: ByteSize = 64 * 2**20
-    max_request_size: ByteSize = 2**20
-    connect_timeout_s: float = 5.0
-    request_timeout_s: float = 40.0
-    delivery_timeout_s: float = 120.0
-    headers: bool = True
+    ssl_cafile: str | None = Field(
+        default=None, description="certificates of the authorities that are trusted, PEM; default: the system's"
+    )
+    ssl_certfile: str | None = Field(default=None, description="our own certificate for the broker, PEM")
+    ssl_keyfile: str | None = Field(default=None, description="its key, PEM, where that is not in ssl_certfile")
+    ssl_password: SecretStr | None = Field(default=None, description="the key's password")
+    ssl_check_hostname: bool = Field(default=True, description="false: a certificate for another host is taken too")
+    max_inflight_bytes: ByteSize = Field(
+        default=64 * 2**20,
+        description="what may wait for an acknowledgement; it bounds the memory: bytes, or text such as 64MiB",
+    )
+    max_request_size: ByteSize = Field(
+        default=2**20,
+        description="the largest request, so the largest record, that the broker takes: bytes, or text such as 64MiB",
+    )
+    connect_timeout_s: float = Field(default=5.0, description="for the first answer of a broker")
+    request_timeout_s: float = Field(default=40.0, description="for one answer of a broker")
+    delivery_timeout_s: float = Field(
+        default=120.0, description="for the acknowledgement of a page; then its split goes back to its checkpoint"
+    )
+    headers: bool = Field(default=True, description="source, position and run on each record")
     state_topic: str | None = Field(default=None, description="default: <app>.state")
     state_partitions: int = Field(
         default=12, ge=1, le=1000, description="with coordination kafka: into how many parts each stream's work is cut"
@@ -107,20 +125,24 @@ class KafkaConfig(Model):
 
 
 class RegistryConfig(Model):
-    url: str
-    username: str | None = None
-    password: SecretStr | None = None
-    ssl_cafile: str | None = None
-    ssl_certfile: str | None = None
-    ssl_keyfile: str | None = None
-    auto_register: bool = True
-    subject_strategy: Literal["topic_name", "record_name", "topic_record_name"] = "topic_name"
-    timeout_s: float = 10.0
+    url: str = Field(description="of the Confluent-compatible interface")
+    username: str | None = Field(default=None, description="for basic authentication")
+    password: SecretStr | None = Field(default=None, description="${ENV} or ${file:PATH}")
+    ssl_cafile: str | None = Field(
+        default=None, description="certificates of the authorities that are trusted, PEM; default: the system's"
+    )
+    ssl_certfile: str | None = Field(default=None, description="our own certificate for the registry, PEM")
+    ssl_keyfile: str | None = Field(default=None, description="its key, PEM")
+    auto_register: bool = Field(default=True, description="false: schemas must be there; they are only looked up")
+    subject_strategy: Literal["topic_name", "record_name", "topic_record_name"] = Field(
+        default="topic_name", description="under which subject: <topic>-value, the record's name, or both"
+    )
+    timeout_s: float = Field(default=10.0, description="for one answer")
 
 
 class FileCheckpointsConfig(Model):
     type: Literal["file"] = "file"
-    path: str = "./state"
+    path: str = Field(default="./state", description="a folder, relative to the configuration file")
 
 
 class KafkaCheckpointsConfig(Model):
@@ -129,12 +151,12 @@ class KafkaCheckpointsConfig(Model):
 
 class PostgresCheckpointsConfig(Model):
     type: Literal["postgres"]
-    url: SecretStr
+    url: SecretStr = Field(description="of the database; tables are made where they are missing")
 
 
 class RedisCheckpointsConfig(Model):
     type: Literal["redis"]
-    url: SecretStr
+    url: SecretStr = Field(description="of the Redis; it has to keep what it is told to (appendonly yes)")
     prefix: str = Field(default="etl:", description="of all keys; applications on one Redis need one each")
     lock_timeout_s: float = Field(
         default=30.0, ge=0.2, description="another worker takes over when the holder was silent for so long"
@@ -151,15 +173,15 @@ class RateLimitConfig(Model):
     """A token bucket that all workers of an account share."""
 
     type: Literal["redis"]
-    url: SecretStr
+    url: SecretStr = Field(description="of the Redis")
     rate: float = Field(gt=0, description="requests a second, of all workers together")
     burst: int = Field(default=20, ge=1, description="how many may follow one another at once after a pause")
-    key: str = Field(default="rate_limit:tokens", min_length=1)
+    key: str = Field(default="rate_limit:tokens", min_length=1, description="the bucket; one for each quota")
 
 
 class HttpConfig(Model):
-    host: str = "127.0.0.1"
-    port: int = Field(default=9464, ge=0, le=65535)
+    host: str = Field(default="127.0.0.1", description="the address to listen on; 0.0.0.0: all")
+    port: int = Field(default=9464, ge=0, le=65535, description="0: any free one, logged")
     token: SecretStr | None = Field(
         default=None, description="who sends it may pause, resume and replay; without one, who sits at the machine"
     )
@@ -268,12 +290,18 @@ class StreamConfig(Model):
     """One table (or chat) going to one topic."""
 
     name: str = Field(default="", description="default: the table's or chat's name")
-    source: str
+    source: str = Field(description="one of sources")
     table: str | None = Field(default=None, description='parts quoted as in SQL: \'"Odd Names"."t-1"\'')
-    chat: str | int | None = None
+    chat: str | int | None = Field(default=None, description="of a Telegram source: @name, link, or id")
     topic: str = Field(default="", description="default: <source>.<name>")
-    traversal: Traversal = "ID_RANGE"
-    mode: Mode = "snapshot"
+    traversal: Traversal = Field(
+        default="ID_RANGE",
+        description="ID_RANGE: ranges of the key, side by side; OFFSET: by counting rows, where nothing moves",
+    )
+    mode: Mode = Field(
+        default="snapshot",
+        description="snapshot: what is there; tail: what comes; snapshot_then_tail: both; timestamp: what changes too",
+    )
     start: Literal["beginning", "latest"] = Field(
         default="beginning", description="where a tail begins: latest is after the greatest key that there is"
     )
@@ -290,22 +318,37 @@ class StreamConfig(Model):
         default=5.0, ge=0, description="mode timestamp: rows are read when they are so old; longer than transactions"
     )
     key: tuple[str, ...] | None = Field(default=None, min_length=1, description="default: the primary key")
-    columns: tuple[str, ...] | None = Field(default=None, min_length=1)
-    exclude: tuple[str, ...] = ()
+    columns: tuple[str, ...] | None = Field(default=None, min_length=1, description="only these; default: all")
+    exclude: tuple[str, ...] = Field(default=(), description="all but these")
     where: Any = Field(default=None, description="a condition; its bound parameters stand in params")
-    params: Mapping[str, Any] = Field(default_factory=dict)
-    order_by: tuple[str, ...] | None = Field(default=None, min_length=1)
+    params: Mapping[str, Any] = Field(default_factory=dict, description="values of the :NAMES in where")
+    order_by: tuple[str, ...] | None = Field(
+        default=None,
+        min_length=1,
+        description="the traversal's order; default: the key, which is appended where the order is not total",
+    )
     page_size: int = Field(default=5000, ge=1, le=1_000_000, description="rows a fetch")
-    max_parallel: int = Field(default=3, ge=1, le=64)
-    partitions: int | None = Field(default=None, ge=1)
-    replication_factor: int | None = Field(default=None, ge=1)
-    topic_config: Mapping[str, str] = Field(default_factory=dict)
+    max_parallel: int = Field(default=3, ge=1, le=64, description="splits read side by side")
+    partitions: int | None = Field(
+        default=None, ge=1, description="of the topic, where it is made; default: the broker's"
+    )
+    replication_factor: int | None = Field(
+        default=None, ge=1, description="of the topic, where it is made; default: the broker's"
+    )
+    topic_config: Mapping[str, str] = Field(
+        default_factory=dict, description="settings of the topic, where it is made, such as cleanup.policy"
+    )
     schema_file: str | None = Field(default=None, alias="schema", description="an .avsc file")
     decimal: str | None = Field(default=None, description="precision,scale of a numeric that has none, or 'string'")
-    on_bad_record: Literal["fail", "dead_letter"] = "fail"
+    on_bad_record: Literal["fail", "dead_letter"] = Field(
+        default="fail",
+        description="fail: the stream stops before it; dead_letter: it goes to <topic>.dlq, and the stream goes on",
+    )
     transforms: tuple[TransformConfig, ...] = Field(default=(), description="done to each row, in this order")
-    poll_interval_s: float = Field(default=5.0, gt=0)
-    max_rows_per_s: float | None = Field(default=None, gt=0)
+    poll_interval_s: float = Field(
+        default=5.0, gt=0, description="how often new rows are looked for, after all have been read"
+    )
+    max_rows_per_s: float | None = Field(default=None, gt=0, description="the rate of reading, at most")
 
     @model_validator(mode="before")
     @classmethod
@@ -353,7 +396,10 @@ class Config(Model):
     kafka: KafkaConfig = KafkaConfig()
     schema_registry: RegistryConfig | None = None
     checkpoints: CheckpointsConfig = FileCheckpointsConfig()
-    delivery: Literal["at_least_once", "exactly_once"] = "at_least_once"
+    delivery: Literal["at_least_once", "exactly_once"] = Field(
+        default="at_least_once",
+        description="exactly_once: records and checkpoint in one Kafka transaction; needs checkpoints of type kafka",
+    )
     coordination: Literal["none", "redis", "kafka"] = Field(
         default="none",
         description="how processes of one app share the work: redis: one runs a stream and the others stand by; "

@@ -47,12 +47,14 @@ class IptvPortalConfig(Model):
     """
 
     type: Literal["iptvportal"] = "iptvportal"
-    domain: str | None = None
-    url: str | None = None
-    username: str
-    password: SecretStr
+    domain: str | None = Field(default=None, description="the operator's name; or url")
+    url: str | None = Field(default=None, description="of a host, in the place of domain")
+    username: str = Field(description="of the API")
+    password: SecretStr = Field(description="${ENV} or ${file:PATH}")
     timeout_s: float = Field(default=30.0, gt=0, description="of one request")
-    ssl_cafile: str | None = None
+    ssl_cafile: str | None = Field(
+        default=None, description="certificates of the authorities that are trusted, PEM; default: the system's"
+    )
     schema_file: str | None = Field(
         default=None, description="YAML: tables -> NAME -> columns: [{position, name, type}]"
     )

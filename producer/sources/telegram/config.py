@@ -16,7 +16,7 @@ class TelegramConfig(Model):
 
     type: Literal["telegram"] = "telegram"
     api_id: int = Field(gt=0, description="from https://my.telegram.org")
-    api_hash: SecretStr
+    api_hash: SecretStr = Field(description="from https://my.telegram.org")
     session: SecretStr = Field(description="what `producer telegram login` prints; ${ENV} or ${file:PATH}")
     min_delay_s: float = Field(1.0, ge=0, description="least seconds between two requests of the account")
     max_delay_s: float = Field(30.0, gt=0, description="the delay doubles up to this after a flood wait")
