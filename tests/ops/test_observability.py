@@ -80,6 +80,14 @@ def test_every_alert_has_its_runbook_and_every_runbook_its_alert() -> None:
         assert rule["annotations"]["runbook_url"] == f"docs/runbooks.md#{rule['alert'].lower()}"
 
 
+def test_the_composed_prometheus_reads_the_alerts() -> None:
+    (rules,) = yaml.safe_load((ROOT / "compose/prometheus.yml").read_text())["rule_files"]
+    mounts = yaml.safe_load((ROOT / "docker-compose.yml").read_text())["services"]["prometheus"]["volumes"]
+    places = {inside: outside for outside, inside, _ in (mount.split(":") for mount in mounts)}
+    folder, _, name = rules.rpartition("/")
+    assert (ROOT / places[folder] / name).resolve() == ALERTS
+
+
 class Watched:
     """A Prometheus that scrapes a running producer."""
 
