@@ -117,7 +117,9 @@ class KafkaConfig(Model):
     delivery_timeout_s: float = Field(
         default=120.0, description="for the acknowledgement of a page; then its split goes back to its checkpoint"
     )
-    headers: bool = Field(default=True, description="source, position and run on each record")
+    headers: bool | Literal["cloudevents"] = Field(
+        default=True, description="source, position and run on each record; cloudevents: those of CloudEvents 1.0 too"
+    )
     state_topic: str | None = Field(default=None, description="default: <app>.state")
     state_partitions: int = Field(
         default=12, ge=1, le=1000, description="with coordination kafka: into how many parts each stream's work is cut"
@@ -192,6 +194,24 @@ class HttpConfig(Model):
         if token is not None and len(token.get_secret_value()) < MIN_TOKEN_LENGTH:
             raise ValueError(f"the token is too short to be a secret; give it at least {MIN_TOKEN_LENGTH} characters")
         return token
+
+
+class LineageConfig(Model):
+    """Where OpenLineage events go: to a server, or into a file, one a line."""
+
+    url: str | None = Field(default=None, description="such as http://localhost:5000/api/v1/lineage")
+    api_key: SecretStr | None = Field(default=None, description="sent as a bearer token")
+    path: str | None = Field(default=None, description="a file, in the place of url")
+    namespace: str | None = Field(default=None, description="of the jobs; default: app")
+    interval_s: float = Field(default=60.0, gt=0, description="how often a stream is told to be RUNNING")
+
+    @model_validator(mode="after")
+    def _one_place(self) -> Self:
+        if (self.url is None) == (self.path is None):
+            raise ValueError("lineage needs one of url and path")
+        if self.url is not None and not self.url.startswith(("http://", "https://")):
+            raise ValueError("lineage.url is not an http or https URL")
+        return self
 
 
 class RenameConfig(Model):
@@ -406,6 +426,10 @@ class Config(Model):
         "kafka: each runs a part, as the members of a consumer group",
     )
     http: HttpConfig = HttpConfig()
+    lineage: LineageConfig | None = Field(default=None, description="OpenLineage events of each stream's run")
+    opentelemetry: bool = Field(
+        default=False, description="traces, to where OTEL_EXPORTER_OTLP_ENDPOINT says; needs the extra otel"
+    )
     retry_timeout_s: float = Field(
         default=600.0, gt=0, description="a stream that has made no progress for so long fails"
     )

@@ -16,12 +16,15 @@ import structlog
 from producer.config import Config
 from producer.errors import ConfigError, PermanentError, ProducerError, StandbyError
 from producer.inflight import ByteBudget
+from producer.lineage import lineage
+from producer.logs import redactor
 from producer.metrics import Metrics
 from producer.model import Between, Json, Split, position_to_json
 from producer.parts import Parts, open_parts
 from producer.pipeline import wait_for_any
 from producer.protocols import Source, TellingSource
 from producer.stream import Stream, StreamStatus
+from producer.tracing import Trace, tracing
 from producer.unit import Engine
 
 log = structlog.get_logger("producer")
@@ -115,6 +118,11 @@ class Service:
         Raises ProducerError only where nothing could begin: a part that all streams share is not there, or a
         stream's configuration is wrong. A stream that fails later is reported in its summary.
         """
+        with tracing(self.config.app, enabled=self.config.opentelemetry) as trace:
+            async with lineage(self.config, lambda: self.streams, redactor(self.config)):
+                return await self._run(trace, once=once, stop=stop)
+
+    async def _run(self, trace: Trace, *, once: bool, stop: asyncio.Event) -> list[StreamSummary]:
         config = self.config
         parts = await self._open_parts(config, self.run_id)
         executor = ThreadPoolExecutor(max_workers=min(8, (os.cpu_count() or 1) + 2), thread_name_prefix="encode")
@@ -128,6 +136,7 @@ class Service:
             give_up_after_s=config.retry_timeout_s,
             stands_by=config.coordination == "redis",
             exactly_once=config.delivery == "exactly_once",
+            trace=trace,
         )
         try:
             kind = stream_class(config)

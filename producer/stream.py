@@ -307,10 +307,12 @@ class Stream:
     def fetched(self, seconds: float, rows: int) -> None:
         self.status.rows_read += rows
         self._metrics.page_fetch_seconds.observe(seconds)
+        self._engine.trace(self.config.name, "fetch", seconds, rows)
         self._metrics.rows_read.inc(rows)
 
     def encoded(self, seconds: float) -> None:
         self._metrics.encode_seconds.observe(seconds)
+        self._engine.trace(self.config.name, "encode", seconds, 0)
 
     def waited(self, seconds: float) -> None:
         """The source was kept waiting by a rate limit."""
@@ -332,6 +334,7 @@ class Stream:
         if status.rows_remaining is not None:
             status.rows_remaining = max(0, status.rows_remaining - rows)
         self._metrics.ack_seconds.observe(seconds)
+        self._engine.trace(self.config.name, "send", seconds, rows)
         self._metrics.records_acked.inc(rows)
         self._metrics.bytes_acked.inc(size)
 
@@ -349,6 +352,7 @@ class Stream:
     def committed(self, changed: Sequence[Checkpoint], seconds: float) -> None:
         self.status.last_commit_at = time.time()
         self._metrics.checkpoint_commit_seconds.observe(seconds)
+        self._engine.trace(self.config.name, "commit", seconds, 0)
         self._metrics.checkpoint_last_commit_timestamp_seconds.set(self.status.last_commit_at)
 
     def retried(self, error: TransientError, wait_s: float) -> None:

@@ -22,6 +22,7 @@ from producer.pipeline import Committer, Limits, Save, SplitProgress, StreamIO, 
 from producer.protocols import CheckpointStore, LendingStore, PageWriter, Source, TransactionalWriter, WakingSource
 from producer.retry import attempts
 from producer.scheduling import SplitSchedule
+from producer.tracing import Trace, untraced
 
 WINDOW_PAGES = 8
 TRANSACTION_PAGES = 64
@@ -46,6 +47,7 @@ class Engine:
     once: bool
     give_up_after_s: float
     stands_by: bool = False  # a stream that another process runs is waited for
+    trace: Trace = untraced
     exactly_once: bool = False  # the writers are TransactionalWriters, the store can lend its transactional ids
 
 

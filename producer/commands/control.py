@@ -7,7 +7,9 @@ A run is named by its URL (the token then in ``PRODUCER_TOKEN``) or by its confi
 from __future__ import annotations
 
 import argparse
+import contextlib
 import http.client
+import ipaddress
 import json
 import os
 from dataclasses import dataclass
@@ -89,7 +91,10 @@ def configured(config: Config) -> Address | None:
     """Where a run of this configuration answers, if that can be known."""
     if config.http.port == 0:
         return None
-    host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(config.http.host, config.http.host)  # noqa: S104
+    host = config.http.host
+    with contextlib.suppress(ValueError):  # a name
+        if (address := ipaddress.ip_address(host)).is_unspecified:
+            host = "127.0.0.1" if address.version == 4 else "::1"
     token = config.http.token.get_secret_value() if config.http.token is not None else None
     return Address(f"http://{f'[{host}]' if ':' in host else host}:{config.http.port}", token)
 

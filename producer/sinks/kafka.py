@@ -25,6 +25,8 @@ from producer.config import KafkaConfig, StreamConfig
 from producer.errors import ProducerError, RecordTooLargeError, SinkUnavailableError
 from producer.kafka import TopicInfo, abandon, admin, client_options, connect, ensure_topic, translate
 from producer.model import Page, position_to_json
+from producer.sinks import cloudevents
+from producer.sinks.newest_schemas import NewestSchemas
 from producer.sinks.record_batch import HEADER_BYTES, FinishedBatch
 
 #: How long pages that are given up may take to notice.
@@ -94,6 +96,7 @@ class KafkaSink:
 
     def __init__(self, config: KafkaConfig, app: str, run_id: str) -> None:
         self._config = config
+        self._app = app
         self._run_id = run_id
         self._topics: dict[str, TopicInfo] = {}
         self._writers: WeakSet[KafkaWriter] = WeakSet()
@@ -151,6 +154,8 @@ class KafkaSink:
         headers = [] if fingerprint is None else [("avro.fingerprint", fingerprint)]
         if self._config.headers:
             headers += [("source", stream.source.encode()), ("run_id", self._run_id.encode())]
+        if self._config.headers == "cloudevents":
+            headers += cloudevents.stream_headers(self._app, stream.source, stream.name)
         topic = self._topics[stream.topic]
         if transactional_id is None:
             writer = KafkaWriter(self._config, stream.name, topic, encoder, headers)
@@ -237,9 +242,15 @@ class KafkaWriter:
             "max_block_bytes": max_block_bytes,
             "timestamp_ms": timestamp_ms,
         }
+        mark = b""
+        if self._config.headers == "cloudevents":
+            mark = cloudevents.new_mark()
+            form["headers"] = [*headers, ("ce_id", mark)]
         blocks = list(self._encoder.encode(page.batch, **form))
         if page.tombstones is not None:
             blocks += self._encoder.tombstones(page.tombstones, **form)
+        if mark:
+            blocks = list(cloudevents.stamped(blocks, mark))
         batches: defaultdict[int, list[FinishedBatch]] = defaultdict(list)
         total_bytes = 0
         for block in blocks:
