@@ -29,7 +29,7 @@ from producer.model import (
     Split,
 )
 from producer.protocols import PageReader
-from producer.sources.sql import keyset, splits
+from producer.sources.sql import keyset, splits, tail
 from producer.sources.sql.dialects import open_database
 from producer.sources.sql.keyset import Selection
 from producer.sources.sql.names import find_column, parameter_names
@@ -121,10 +121,11 @@ class SqlSource:
 
     async def reader(self, stream: StreamConfig, dataset: Dataset, split: Split) -> PageReader:
         selection = keyset.within(await self._selection(stream), split.between, self._database.mark)
+        if stream.mode == "snapshot" or not split.is_open:
+            return SqlReader(stream, selection, split, self._database)
+        selection = tail.followed(selection, self._database, stream)
         pages = SqlReader(stream, selection, split, self._database)
-        if stream.mode == "snapshot" or not split.is_open or not stream.late_commit_s:
-            return pages
-        return TailReader(stream, pages, selection, split, self._database)
+        return TailReader(stream, pages, selection, split, self._database) if stream.late_commit_s else pages
 
     async def divide(self, stream: StreamConfig, dataset: Dataset, checkpoint: Checkpoint) -> Position | None:
         if checkpoint.done or stream.traversal == "OFFSET" or (stream.mode != "snapshot" and checkpoint.split.is_open):

@@ -153,6 +153,11 @@ def within(selection: Selection, between: Between | None, mark: str) -> Selectio
     return replace(selection, where=where, params={**selection.params, **params}, types=types)
 
 
+def also(selection: Selection, condition: str) -> Selection:
+    """`selection` with one more condition, which has no parameters."""
+    return replace(selection, where=f"({selection.where}\n) AND {condition}" if selection.where else condition)
+
+
 def key_query(
     selection: Selection,
     lower: tuple[KeyScalar, ...] | None,

@@ -140,7 +140,7 @@ class MysqlDatabase:
         return tuple(tuple(columns) for index, columns in found.items() if index not in unfit)
 
     async def parameter_types(self, sql: str, names: tuple[str, ...]) -> Mapping[str, str]:
-        await self._meta.rows("EXPLAIN " + bind_named(sql, lambda name: "NULL"), ())
+        await self._meta.rows("EXPLAIN " + bind_named(sql, lambda name: "NULL").replace("%", "%%"), ())
         return {}
 
     async def listen(self, channel: str, wake: Callable[[], None]) -> None:
@@ -261,7 +261,7 @@ def _bound(query: Query) -> tuple[str, tuple[Any, ...]]:
         return ", ".join("\0" for _ in items) or "NULL"  # a list is for IN (:name)
 
     sql = bind_named(query.sql, one)
-    return (sql.replace("%", "%%") if values else sql).replace("\0", "%s"), tuple(values)
+    return sql.replace("%", "%%").replace("\0", "%s"), tuple(values)
 
 
 def _plain(value: Any) -> Any:

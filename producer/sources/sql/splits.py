@@ -52,7 +52,8 @@ async def plan(
         greatest = await session.keys(keyset.edge_query(selection, database.mark, greatest=True))
         end, ledger = KeyPosition(greatest[0]) if greatest else None, None
     else:
-        end, ledger = await tail.beginning(session, database, selection, stream, time.time())
+        followed = tail.followed(selection, database, stream)
+        end, ledger = await tail.beginning(session, database, followed, stream, time.time())
     detail = None if ledger is None else holes.to_json(ledger)
     if stream.mode in ("tail", "timestamp"):
         return (Split("0", end if stream.start == "latest" else None, detail=detail),)

@@ -17,12 +17,13 @@ import structlog
 
 from producer import holes
 from producer.config import StreamConfig
+from producer.errors import ConfigError
 from producer.holes import LEAST_ID, Hole, Ledger, Passage, Snapshot
 from producer.model import Json, KeyPosition, Page, Position, Split
 from producer.protocols import PageReader
 from producer.sources.sql import keyset
 from producer.sources.sql.keyset import Selection
-from producer.sources.sql.table import Database, Rows, Session
+from producer.sources.sql.table import Column, Database, Rows, Session
 from producer.traversal import key_values, start_of
 
 log = structlog.get_logger("producer")
@@ -44,6 +45,27 @@ def numbered(selection: Selection) -> bool:
     return len(columns) == 1 and pa.types.is_integer(columns[0].field.type)
 
 
+def is_time(column: Column) -> bool:
+    return bool(pa.types.is_timestamp(column.field.type))
+
+
+def followed(selection: Selection, database: Database, stream: StreamConfig) -> Selection:
+    """What a followed split reads: of a key that begins with a time, the rows that are older than ``delay_s``.
+
+    The younger ones may still get neighbours: those of transactions that have not committed, and of the same moment.
+    ConfigError where mode timestamp has no such key.
+    """
+    column = selection.order_columns[0]
+    if is_time(column):
+        return keyset.also(selection, database.older_than(column, stream.delay_s))
+    if stream.mode == "timestamp":
+        raise ConfigError(
+            f"stream {stream.name!r}: mode timestamp, and column {column.name!r} of type {column.sql_type} is no time",
+            hint="name the column with the time of the last change first in order_by",
+        )
+    return selection
+
+
 async def beginning(
     session: Session, database: Database, selection: Selection, stream: StreamConfig, now: float
 ) -> tuple[KeyPosition | None, Ledger]:
@@ -59,14 +81,19 @@ async def beginning(
         since = snapshot.least if snapshot else 0
         ledger, _ = holes.crowded_out(Ledger(tuple(holes.gaps(ids[0] - 1, ids, now, since))), MOST_HOLES)
         ledger = replace(ledger, floor=ids[-1])
-    if snapshot is not None and (numbered(selection) or stream.mode != "tail" or stream.start == "latest"):
+    if snapshot is not None and (
+        numbered(selection) or stream.mode == "snapshot_then_tail" or stream.start == "latest"
+    ):
         ledger = holes.passed(ledger, Passage(None, end, now, snapshot.least), PASSAGE_S)
     if snapshot is None and not numbered(selection):
+        timed = is_time(selection.order_columns[0])
         log.warning(
-            "late commits are not seen: a row that commits after one with a higher key was read is not sent",
+            "a row that commits after one with a higher key was read is not seen",
             stream=stream.name,
             key=", ".join(selection.order_names),
-            hint="key by one integer column, or mode timestamp with a delay_s longer than any transaction",
+            hint="delay_s must be longer than any transaction"
+            if timed
+            else "use a key of one integer column, or mode timestamp",
         )
     return end, ledger
 
@@ -236,7 +263,7 @@ class TailReader:
         condition = database.inserted_since(selection.table, passage.least)
         assert condition is not None
         query = keyset.key_query(
-            replace(selection, where=f"({selection.where}\n) AND {condition}" if selection.where else condition),
+            keyset.also(selection, condition),
             key_values(passage.lower, width),
             key_values(end, width),
             limit,
