@@ -113,7 +113,7 @@ def test_every_combination_of_switches_renders_what_is_switched_on(rendered: dic
             expected = ["ConfigMap", "Service", workloads.get(shape, "Deployment")]
             expected += ["ServiceAccount"] * account + ["NetworkPolicy"] * policy + ["ServiceMonitor"] * monitor
             expected += ["PrometheusRule"] * rule + ["ConfigMap"] * boards
-            expected += ["PodDisruptionBudget"] * (budget and shape not in workloads)
+            expected += ["PodDisruptionBudget"] * (budget and shape not in (*workloads, "standby"))
             expected += ["PersistentVolumeClaim"] * (shape in ("on-disk", "cronjob"))
             expected += {"keda": ["ScaledObject"], "hpa": ["HorizontalPodAutoscaler"]}.get(shape, [])
             assert sorted(kinds) == sorted(expected), shape
