@@ -7,7 +7,7 @@ ROWS ?= 1000000
 MESSAGES ?= 100000
 TESTS ?=
 
-.PHONY: setup test lint services demo demo-telegram bench requirements clean
+.PHONY: setup test lint docs services demo demo-telegram bench requirements clean
 
 setup: .venv/.complete
 
@@ -23,6 +23,10 @@ lint: setup
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/bandit --quiet --recursive --configfile pyproject.toml producer
+
+docs: setup
+	$(BIN)/python docs/generate.py
+	$(BIN)/python -m mkdocs build --strict --quiet
 
 services: setup
 	$(BIN)/python -m tests.services
