@@ -26,7 +26,6 @@ from producer.errors import ProducerError, RecordTooLargeError, SinkUnavailableE
 from producer.kafka import TopicInfo, abandon, admin, client_options, connect, ensure_topic, translate
 from producer.model import Page, position_to_json
 from producer.sinks import cloudevents
-from producer.sinks.newest_schemas import NewestSchemas
 from producer.sinks.record_batch import HEADER_BYTES, FinishedBatch
 
 #: How long pages that are given up may take to notice.
