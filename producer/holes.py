@@ -168,6 +168,11 @@ def to_json(ledger: Ledger) -> Mapping[str, Json]:
     }
 
 
+def counts(value: Mapping[str, Json] | None) -> tuple[int, int]:
+    """Of the form of `to_json`: how many holes are open, and how many have been given up. No ledger has none."""
+    return (0, 0) if value is None or "holes" not in value else (len(value["holes"]), int(value["expired"]))
+
+
 def from_json(value: Mapping[str, Json]) -> Ledger:
     """The inverse of `to_json`; ValueError, KeyError or TypeError for anything else."""
     return Ledger(

@@ -12,6 +12,7 @@ from typing import Any, Literal
 
 import structlog
 
+from producer import holes
 from producer.config import StreamConfig
 from producer.errors import (
     CheckpointConflictError,
@@ -86,6 +87,7 @@ class Stream:
         self._units: list[Unit] = []
         self._last_progress = 0.0
         self._next_free = 0.0
+        self._holes_expired = 0  # of the stream, as far as they have been counted
         self._replaying = asyncio.Lock()
         self._made_at = time.monotonic()
         metrics.state("starting")
@@ -154,6 +156,7 @@ class Stream:
             tail = Checkpoint(Split(str(1 + max(int(split.id) for split in planned)), lower=end))
             await engine.store.commit(unit.name, unit.epoch, [tail])
             unit.splits.append(SplitProgress(tail))
+        self._holes_expired = max((holes.counts(p.checkpoint.detail)[1] for p in unit.splits), default=0)
         status = self.status
         self._units = [unit]
         status.split_lists = [unit.splits]
@@ -354,6 +357,12 @@ class Stream:
         self._metrics.checkpoint_commit_seconds.observe(seconds)
         self._engine.trace(self.config.name, "commit", seconds, 0)
         self._metrics.checkpoint_last_commit_timestamp_seconds.set(self.status.last_commit_at)
+        for checkpoint in changed:
+            if checkpoint.detail is not None:
+                holes_open, expired = holes.counts(checkpoint.detail)
+                self._metrics.gap_holes_open.set(holes_open)
+                self._metrics.gap_holes_expired.inc(max(0, expired - self._holes_expired))
+                self._holes_expired = max(expired, self._holes_expired)
 
     def retried(self, error: TransientError, wait_s: float) -> None:
         self.status.retrying = error.message

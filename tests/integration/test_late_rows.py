@@ -1,0 +1,217 @@
+"""Owns the claims about late commits one by one: what finds them, when it stops looking, and what it is spared."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator, Iterator
+from typing import Any
+
+import pytest
+from adbc_driver_postgresql import dbapi
+
+from producer import holes
+from producer.config import StreamConfig
+from producer.model import Checkpoint, Position, Split, checkpoint_from_json, checkpoint_to_json
+from producer.protocols import RememberingReader
+from producer.sources.sql import tail
+from tests.integration.sql_reading import open_source, stream
+from tests.sql import Databank, postgres
+
+
+@pytest.fixture
+def bank(postgres_dsn: str) -> Iterator[Databank]:
+    made = postgres(postgres_dsn)
+    made.run("create table events (id bigint primary key, body text not null default '')")
+    made.run('create table moments (at text collate "C", n int, primary key (at, n))')
+    yield made
+    made.run("drop table events")
+    made.run("drop table moments")
+    made.close()
+
+
+@pytest.fixture(autouse=True)
+def hasty(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A tenth of a second is long."""
+    monkeypatch.setattr(tail, "PASSAGE_S", 0.1)
+
+
+@contextlib.contextmanager
+def transaction(bank: Databank, *statements: str) -> Iterator[Any]:
+    """A connection with an open transaction that has run the statements."""
+    with dbapi.connect(bank.url) as connection:
+        with connection.cursor() as cursor:
+            for statement in statements:
+                cursor.execute(statement)
+        yield connection
+        with contextlib.suppress(dbapi.Error):
+            connection.rollback()
+
+
+class Following:
+    """A followed split of a stream, read as the engine reads it, over restarts."""
+
+    def __init__(self, source: Any, config: StreamConfig, split: Split) -> None:
+        self._source = source
+        self._config = config
+        self.checkpoint = Checkpoint(split)
+        self.reader: RememberingReader
+        self.position: Position | None = None
+
+    async def restart(self) -> None:
+        """From the checkpoint as a store gives it back."""
+        self.checkpoint = checkpoint_from_json(checkpoint_to_json(self.checkpoint))
+        dataset = await self._source.describe(self._config)
+        reader = await self._source.reader(self._config, dataset, self.checkpoint.split)
+        assert isinstance(reader, RememberingReader)
+        self.reader, self.position = reader, self.checkpoint.position
+        reader.restore(self.checkpoint.detail)
+
+    async def read(self) -> list[Any]:
+        """The first columns of the rows up to the present end."""
+        found: list[Any] = []
+        while True:
+            page = await self.reader.fetch(self.position, self._config.page_size)
+            self.position = page.position if page.position is not None else self.position
+            self.checkpoint = Checkpoint(self.checkpoint.split, self.position, detail=page.detail)
+            found += page.batch.column(0).to_pylist()
+            if page.last and not page.rows:
+                return found
+
+    async def reads(self, wanted: Any) -> list[Any]:
+        """Reads on until `wanted` has come: what came."""
+        found: list[Any] = []
+        async with asyncio.timeout(30):
+            while wanted not in found:
+                found += await self.read()
+        return found
+
+    @property
+    def ledger(self) -> holes.Ledger:
+        assert self.checkpoint.detail is not None
+        return holes.from_json(self.checkpoint.detail)
+
+
+@contextlib.asynccontextmanager
+async def following(bank: Databank, table: str = "events", **settings: Any) -> AsyncIterator[Following]:
+    config = stream(table, **{"mode": "tail", "poll_interval_s": 0.01, "page_size": 50, **settings})
+    async with open_source(bank.url) as source:
+        *_, split = await source.plan(config, await source.describe(config))
+        made = Following(source, config, split)
+        await made.restart()
+        yield made
+        await made.reader.close()
+
+
+async def test_a_late_row_is_found_also_by_the_next_process(bank: Databank) -> None:
+    async with following(bank) as tailed:
+        with transaction(bank, "insert into events values (2)") as late:
+            bank.run("insert into events values (1), (3)")
+            assert await tailed.read() == [1, 3]
+            await tailed.reader.close()
+            await tailed.restart()
+            assert await tailed.read() == []
+            late.commit()
+            assert await tailed.reads(2) == [2]
+        assert all(hole.first != 2 for hole in tailed.ledger.holes)
+
+
+async def test_the_first_row_of_all_may_be_late(bank: Databank) -> None:
+    async with following(bank) as tailed:
+        with transaction(bank, "insert into events values (1)") as late:
+            bank.run("insert into events values (2)")
+            assert await tailed.read() == [2]
+            late.commit()
+            assert await tailed.reads(1) == [1]
+
+
+async def test_a_rolled_back_id_is_asked_for_until_it_is_too_old_and_then_counted(bank: Databank) -> None:
+    async with following(bank, late_commit_s=0.3) as tailed:
+        bank.run("insert into events values (1), (3)")
+        assert await tailed.read() == [1, 3]
+        assert tailed.ledger.expired == 0
+        async with asyncio.timeout(30):
+            while tailed.ledger.holes:
+                await tailed.read()
+        assert tailed.ledger.expired == 2  # what may have been before the first, and 2
+        assert holes.counts(tailed.checkpoint.detail) == (0, 2)
+
+
+async def test_a_transaction_that_was_open_at_the_plan_is_found_far_below_what_the_plan_saw(
+    bank: Databank, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tail, "PLANNED_IDS", 10)  # holes are looked for no lower
+    monkeypatch.setattr(tail, "STEP_ROWS", 30)
+    with transaction(bank, "insert into events values (5)") as late:
+        bank.run("insert into events select g from generate_series(1, 200) g where g <> 5")
+        async with following(bank, mode="snapshot_then_tail") as tailed:
+            assert await tailed.read() == []  # the snapshot's splits have these
+            late.commit()
+            found = await tailed.reads(5)
+            assert set(found) <= set(range(1, 201))
+            assert await tailed.read() == []
+            assert not tailed.ledger.passages
+
+
+async def test_a_row_inserted_in_a_savepoint_is_found(bank: Databank) -> None:
+    statements = ["savepoint a", "insert into events values (5)", "release savepoint a"]
+    with transaction(bank, "select pg_current_xact_id()::text", *statements) as late:
+        bank.run("insert into events select g from generate_series(1, 20) g where g <> 5")
+        async with following(bank, mode="snapshot_then_tail") as tailed:
+            late.commit()
+            assert 5 in await tailed.reads(5)
+
+
+async def test_a_key_that_is_no_integer_misses_no_late_row_either(bank: Databank) -> None:
+    async with following(bank, "moments") as tailed:
+        bank.run("insert into moments values ('a', 1), ('b', 1)")
+        with transaction(bank, "insert into moments values ('c', 1)") as late:
+            bank.run("insert into moments values ('d', 1)")
+            assert await tailed.read() == ["a", "b", "d"]
+            await tailed.restart()
+            late.commit()
+            assert "c" in await tailed.reads("c")
+
+
+async def test_more_holes_than_a_checkpoint_may_keep_lose_nothing(
+    bank: Databank, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tail, "MOST_HOLES", 5)
+    async with following(bank) as tailed:
+        with transaction(bank, "insert into events values (4), (100), (271)") as late:
+            bank.run("insert into events select g from generate_series(0, 300, 3) g")
+            assert len(await tailed.read()) == 101
+            assert len(tailed.ledger.holes) == 5
+            await tailed.restart()
+            late.commit()
+            found = await tailed.reads(271)
+            assert {4, 100, 271} <= set(found)
+            assert tailed.ledger.expired == 0
+
+
+async def test_a_transaction_that_stays_open_holds_up_neither_new_rows_nor_other_late_ones(bank: Databank) -> None:
+    async with following(bank, late_commit_s=5) as tailed:
+        with transaction(bank, "insert into events values (1)"):
+            with transaction(bank, "insert into events values (2)") as late:
+                bank.run("insert into events values (3)")
+                assert await tailed.read() == [3]
+                late.commit()
+                assert await tailed.reads(2) == [2]
+            bank.run("insert into events values (4)")
+            assert await tailed.read() == [4]
+
+
+async def test_a_range_is_looked_through_without_waiting_for_a_transaction_beyond_late_commit_s(
+    bank: Databank,
+) -> None:
+    async with following(bank, "moments", late_commit_s=0.5) as tailed:
+        bank.run("insert into moments values ('a', 1)")
+        with transaction(bank, "insert into moments values ('c', 1)"):
+            with transaction(bank, "insert into moments values ('b', 1)") as late:
+                bank.run("insert into moments values ('d', 1)")
+                assert await tailed.read() == ["a", "d"]
+                late.commit()
+            assert "b" in await tailed.reads("b")
+            async with asyncio.timeout(30):
+                while tailed.ledger.passages:
+                    await tailed.read()
