@@ -15,8 +15,8 @@ from typing import Any
 from urllib.parse import quote, urlsplit
 
 import asyncpg
+import confluent_kafka.admin
 import pytest
-from confluent_kafka import admin
 from pydantic import SecretStr
 
 from producer.checkpoints.postgres import PostgresCheckpointStore
@@ -31,6 +31,7 @@ from tests.services.certificates import Authority, Certificate
 from tests.services.databases import Postgres
 from tests.services.process import account, owned_folder
 
+admin: Any = confluent_kafka.admin  # untyped
 PASSWORD = "hunter2-secret"
 
 
@@ -75,7 +76,7 @@ class Broker:
         }
         return KafkaConfig.model_validate(settings | changes)
 
-    def administer(self, ask: Callable[[admin.AdminClient], dict[Any, Any]]) -> None:
+    def administer(self, ask: Callable[[Any], dict[Any, Any]]) -> None:
         """Asks, and waits for all that has been promised."""
         client = admin.AdminClient({"bootstrap.servers": self.open})
         for done in ask(client).values():

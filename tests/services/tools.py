@@ -28,7 +28,11 @@ _HAS_WHEELS = (sys.platform, platform.machine()) == ("linux", "x86_64")
 
 def missing_packages() -> dict[str, str]:
     """For each of the system's programs that is not on this machine: the Debian package that has it."""
-    return {} if program("prometheus") and program("promtool") else {"prometheus": "prometheus"}
+    found = {
+        "prometheus": program("prometheus") and program("promtool"),
+        "chromium": program("chromium") or program("chromium-browser") or program("google-chrome"),
+    }
+    return {name: name for name, path in found.items() if not path}
 
 
 def missing() -> dict[str, str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 
@@ -19,8 +20,8 @@ async def until(condition: Callable[[], bool]) -> None:
             await asyncio.sleep(0.005)
 
 
-def follower(writer: ScriptedWriter, store: MemoryStore, rows: int = 100, **more: object) -> Service:
-    settings = {"mode": "snapshot_then_tail", "poll_interval_s": 0.01, **more}
+def follower(writer: ScriptedWriter, store: MemoryStore, rows: int = 100, **more: Any) -> Service:
+    settings: dict[str, Any] = {"mode": "snapshot_then_tail", "poll_interval_s": 0.01, **more}
     return service_of({"a": ScriptedSource(rows, cuts=(40,))}, {"a": writer}, store, **settings)
 
 
