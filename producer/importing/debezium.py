@@ -94,6 +94,8 @@ def _streams(settings: Settings, draft: Draft, kind: str, tables: list[list[str]
     prefix = settings.take("topic.prefix", "database.server.name")
     asked = settings.take("snapshot.mode") or "initial"
     common: dict[str, Json] = {"mode": _MODES.get(asked, "snapshot_then_tail")}
+    if common["mode"] == "tail":
+        common["start"] = "latest"
     if asked not in _MODES or asked == "always":
         draft.note("snapshot.mode", f"{asked} has no counterpart; a snapshot is made once, and then new rows are sent")
     if (rows := settings.number("snapshot.fetch.size")) is not None:

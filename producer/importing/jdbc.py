@@ -13,7 +13,6 @@ Json = Any
 PLACEHOLDER = "name_a_table"
 _ELSEWHERE = {
     "timestamp.initial": "not taken over; where with params begins at a time",
-    "timestamp.delay.interval.ms": "not taken over",
     "db.timezone": "not taken over; the transform to_utc with zone does it for columns that have no zone",
     "timestamp.granularity": "nothing to do: microseconds are kept",
     "validate.non.null": "nothing to do: a key with nulls is refused at the start",
@@ -70,7 +69,12 @@ def _mode(settings: Settings, draft: Draft) -> dict[str, Json]:
         case "timestamp" | "timestamp+incrementing":
             if not changed:
                 raise ConfigError(f"mode is {mode}, and timestamp.column.name is not set")
-            return {"mode": "timestamp", "order_by": [changed[0], *(ids if "+" in mode else [])]}
+            delay_ms = settings.number("timestamp.delay.interval.ms")
+            return {
+                "mode": "timestamp",
+                "order_by": [changed[0], *(ids if "+" in mode else [])],
+                **({} if delay_ms is None else {"delay_s": delay_ms / 1000}),
+            }
     raise ConfigError("mode is not known", hint="bulk, incrementing, timestamp, timestamp+incrementing")
 
 

@@ -25,6 +25,7 @@ JDBC = {
     "topic.prefix": "shop-",
     "poll.interval.ms": 2500,
     "batch.max.rows": "2000",
+    "timestamp.delay.interval.ms": "1500",
 }
 DEBEZIUM = {
     "connector.class": "io.debezium.connector.postgresql.PostgresConnector",
@@ -86,6 +87,7 @@ def test_a_jdbc_source_becomes_a_stream_for_each_table(converted: Any) -> None:
         2000,
         2.5,
     )
+    assert orders.delay_s == 1.5
     assert done.config.checkpoints.type == "kafka"
     assert "loginTimeout" in done.text
 
@@ -166,8 +168,9 @@ def test_debezium_keeps_its_topics_keys_and_columns(converted: Any) -> None:
 
 @pytest.mark.parametrize("asked", ["initial", "never", "no_data", "when_needed", "configuration_based"])
 def test_every_snapshot_mode_of_debezium_has_a_mode(converted: Any, asked: str) -> None:
-    modes = {stream.mode for stream in converted({**DEBEZIUM, "snapshot.mode": asked}).config.streams}
-    assert modes == {"tail"} if asked in ("never", "no_data") else modes == {"snapshot_then_tail"}
+    (stream, _) = converted({**DEBEZIUM, "snapshot.mode": asked}).config.streams
+    expected = ("tail", "latest") if asked in ("never", "no_data") else ("snapshot_then_tail", "beginning")
+    assert (stream.mode, stream.start) == expected
 
 
 def test_debezium_of_mysql_reads_the_database_of_its_tables(converted: Any) -> None:
