@@ -10,7 +10,7 @@ import pytest
 
 from producer.errors import PermanentError, SourceUnavailableError, StoreUnavailableError
 from producer.model import Between
-from producer.service import Service, StreamSummary
+from producer.service import Service
 from tests.unit.engine import MemoryStore, ScriptedSource, ScriptedWriter, service_of
 
 
@@ -37,10 +37,10 @@ class Running:
         await until(lambda: "a" in self.service.streams and self.service.streams["a"].state != "starting")
         return self.service
 
-    async def __aexit__(self, *_: object) -> list[StreamSummary]:
+    async def __aexit__(self, *_: object) -> None:
         self.stop.set()
         async with asyncio.timeout(10):
-            return await self.task
+            await self.task
 
 
 async def test_a_pause_outlives_a_restart_and_a_resume_ends_it_for_good() -> None:
