@@ -140,6 +140,8 @@ def passed(ledger: Ledger, passage: Passage, merge_within_s: float) -> Ledger:
 
 def closed(ledger: Ledger, before: float, now: Snapshot) -> Ledger:
     """With an end for the passages since before that time: who was given a key has begun by now."""
+    if not any(passage.end is None and passage.since < before for passage in ledger.passages):
+        return ledger
     return replace(
         ledger,
         passages=tuple(

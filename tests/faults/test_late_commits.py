@@ -155,13 +155,15 @@ def server(
 
 
 def configured(folder: Path, url: str, kafka: str, topic: str, **stream: Any) -> Path:
+    exactly_once = stream.pop("exactly_once", False)
     one = {"source": "shop", "table": "events", "topic": topic, "poll_interval_s": 0.05, "partitions": 2, **stream}
     return write_config(
         folder,
         {
             "app": topic,
             "kafka": {"bootstrap_servers": kafka},
-            "checkpoints": {"type": "file", "path": str(folder / "state")},
+            "checkpoints": {"type": "kafka"} if exactly_once else {"type": "file", "path": str(folder / "state")},
+            "delivery": "exactly_once" if exactly_once else "at_least_once",
             "http": {"port": 0},
             "sources": {"shop": {"type": "sql", "url": url}},
             "streams": [one],
@@ -208,6 +210,34 @@ def test_a_tail_under_writers_that_commit_out_of_order_has_every_committed_row(
         assert set(audit.keys) == committed
     finally:
         audit.close()
+
+
+@pytest.mark.timeout(180)
+def test_in_transactions_every_late_row_comes_exactly_once(
+    kafka_bootstrap: str, mariadb_url: str, unique: str, tmp_path: Path
+) -> None:
+    connect = mariadb(mariadb_url)
+    with contextlib.closing(connect()) as connection:
+        execute(connection, TABLE["mariadb"])
+        connection.commit()
+    config = configured(tmp_path, mariadb_url, kafka_bootstrap, unique, mode="tail", exactly_once=True)
+    audit = TopicAudit(kafka_bootstrap, unique, KEY_SCHEMA, isolation="read_committed")
+    threads = load(connect, WRITERS, long=True)
+    try:
+        for some in (1, 50):
+            with running(config):
+                assert reaches(audit, partial(lambda count: audit.records >= count, some))
+        for thread in threads:
+            thread.join()
+        committed = ids(connect)
+        with running(config):
+            assert reaches(audit, lambda: committed <= set(audit.keys)), sorted(committed - set(audit.keys))[:20]
+        assert audit.keys == dict.fromkeys(committed, 1)
+    finally:
+        audit.close()
+        with contextlib.closing(connect()) as connection:
+            execute(connection, "DROP TABLE events")
+            connection.commit()
 
 
 @pytest.mark.timeout(180)

@@ -153,7 +153,8 @@ async def test_a_transaction_that_was_open_at_the_plan_is_found_far_below_what_t
             assert not tailed.ledger.passages
 
 
-async def test_a_row_inserted_in_a_savepoint_is_found(bank: Databank) -> None:
+async def test_a_row_inserted_in_a_savepoint_is_found(bank: Databank, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tail, "PLANNED_IDS", 10)
     statements = ["savepoint a", "insert into events values (5)", "release savepoint a"]
     with transaction(bank, "select pg_current_xact_id()::text", *statements) as late:
         bank.run("insert into events select g from generate_series(1, 20) g where g <> 5")

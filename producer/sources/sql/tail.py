@@ -118,6 +118,7 @@ class TailReader:
         self._session = database.session()
         self._numbered = numbered(selection)
         self._ledger = Ledger()
+        self._written = (self._ledger, holes.to_json(self._ledger))
         self._asking: int | None = None  # holes from this id on are still to be asked for in this round
         self._next_round = 0.0  # on the monotonic clock
         self._searching = False  # a passage is being looked through, page by page in turn with new rows
@@ -134,12 +135,17 @@ class TailReader:
             await self._session.close()
 
     async def fetch(self, position: Position | None, limit: int) -> Page:
-        late = await self._late(limit)
+        late = await self._late(limit, start_of(self._split, position))
         if late is not None:
-            return Page(late.batch, position, detail=holes.to_json(self._ledger))
+            return Page(late.batch, position, detail=self._detail())
         page = await self._next_page(position, limit)
-        last = page.last and not self._searching
-        return replace(page, last=last, detail=holes.to_json(self._ledger))
+        return replace(page, last=page.last and not self._searching, detail=self._detail())
+
+    def _detail(self) -> Mapping[str, Json]:
+        """The ledger for the checkpoint: the same object as long as nothing has changed."""
+        if self._ledger is not self._written[0]:
+            self._written = (self._ledger, holes.to_json(self._ledger))
+        return self._written[1]
 
     # --- new rows --------------------------------------------------------------------------------------------------
 
@@ -161,11 +167,14 @@ class TailReader:
                 self._ledger = holes.passed(self._ledger, Passage(lower, page.position, now, least), PASSAGE_S)
             return
         ((name, _),) = self._selection.order
-        ids: list[int] = page.batch.column(page.batch.schema.get_field_index(name)).to_pylist()
-        after = int(str(start.values[0])) if isinstance(start, KeyPosition) else LEAST_ID - 1
-        if ids[-1] - after == len(ids):
+        column = page.batch.column(page.batch.schema.get_field_index(name))
+        last = int(column[-1].as_py())
+        after = _id(start)
+        if after < self._ledger.floor:
+            self._ledger = holes.filled(self._ledger, column.to_pylist())
+        if last - after == len(column) or last <= self._ledger.floor:
             return
-        found = holes.opened(replace(self._ledger, holes=()), holes.gaps(after, ids, now, least))
+        found = holes.opened(replace(self._ledger, holes=()), holes.gaps(after, column.to_pylist(), now, least))
         if self._selection.where and found.holes:
             found = await self._without_unselected(found)
         ledger = replace(self._ledger, holes=(*self._ledger.holes, *found.holes))
@@ -194,27 +203,32 @@ class TailReader:
 
     # --- late rows -------------------------------------------------------------------------------------------------
 
-    async def _late(self, limit: int) -> Rows | None:
-        """Rows that have appeared below the position; None when it is the new rows' turn."""
+    async def _late(self, limit: int, start: Position | None) -> Rows | None:
+        """Rows that have appeared up to `start`; None when it is the new rows' turn."""
+        reached = _id(start) if self._numbered else 0
         if self._asking is None and not self._searching and time.monotonic() < self._next_round:
             return None
         if self._asking is None and not self._searching:
             self._asking = LEAST_ID
         while self._asking is not None:
-            rows = await self._ask(self._asking, limit)
+            rows = await self._ask(self._asking, reached, limit)
             if rows is not None and rows.batch.num_rows:
                 return rows
         if not self._searching:
-            await self._end_round()
+            await self._end_round(reached)
         if self._searching and not self._forward:
             self._forward = True
             return await self._search(limit)
         self._forward = False
         return None
 
-    async def _ask(self, asking: int, limit: int) -> Rows | None:
-        """Asks for some of the holes from the id `asking` on."""
-        some = [hole for hole in self._ledger.holes if hole.last >= asking][:HOLES_A_QUERY]
+    async def _ask(self, asking: int, reached: int, limit: int) -> Rows | None:
+        """Asks for some of the holes from the id `asking` on; what lies above `reached` is still to be read anyway."""
+        some = [
+            replace(hole, last=min(hole.last, reached))
+            for hole in self._ledger.holes
+            if hole.last >= asking and hole.first <= reached
+        ][:HOLES_A_QUERY]
         if not some:
             self._asking = None
             return None
@@ -227,7 +241,7 @@ class TailReader:
         self._ledger = holes.filled(self._ledger, ids)
         return rows
 
-    async def _end_round(self) -> None:
+    async def _end_round(self, reached: int) -> None:
         """All holes have been asked for: gives up the old ones, and sees which passage can be looked through."""
         now = time.time()
         self._next_round = time.monotonic() + self._stream.poll_interval_s
@@ -238,8 +252,9 @@ class TailReader:
             self._ledger = holes.closed(self._ledger, now - 2 * PASSAGE_S, snapshot)
             first = self._ledger.passages[0]
             overdue = first.since < now - self._stream.late_commit_s
-            self._searching = first.settled(snapshot) or overdue
-            if overdue and not first.settled(snapshot):
+            passed = not self._numbered or _id(first.upper) <= reached
+            self._searching = passed and (first.settled(snapshot) or overdue)
+            if self._searching and not first.settled(snapshot):
                 log.warning(
                     "a transaction is open for longer than late_commit_s: what it commits is not waited for",
                     stream=self._stream.name,
@@ -285,6 +300,11 @@ class TailReader:
 
     def _tell_expired(self, old: Sequence[Hole], event: str) -> None:
         log.warning(event, stream=self._stream.name, ranges=len(old), first=old[0].first, last=old[-1].last)
+
+
+def _id(position: Position | None) -> int:
+    """The one integer of a position; less than any id at the beginning."""
+    return int(str(position.values[0])) if isinstance(position, KeyPosition) else LEAST_ID - 1
 
 
 def _ranges(some: Sequence[Hole]) -> list[tuple[int, int]]:
