@@ -47,9 +47,11 @@ class SqlConfig(Model):
     """A database. `url` is as SQLAlchemy writes it: postgresql://, sqlite:///path, mysql://, mariadb://, others."""
 
     type: Literal["sql"] = "sql"
-    url: SecretStr
+    url: SecretStr = Field(
+        description="postgresql://, mysql://, mariadb://, sqlite:///; the password, from ${ENV}, percent-encoded"
+    )
     statement_timeout_s: float = Field(60.0, gt=0, description="for one page")
-    connect_timeout_s: float = Field(10.0, gt=0)
+    connect_timeout_s: float = Field(10.0, gt=0, description="for a new connection")
     max_connections: int = Field(32, ge=1, le=512, description="queries at the same time")
 
 
