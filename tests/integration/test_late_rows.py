@@ -216,3 +216,25 @@ async def test_a_range_is_looked_through_without_waiting_for_a_transaction_beyon
             async with asyncio.timeout(30):
                 while tailed.ledger.passages:
                     await tailed.read()
+
+
+async def test_a_late_row_that_cannot_be_read_is_rejected_once(bank: Databank) -> None:
+    bank.run("create table dates (id bigint primary key, at timestamp)")
+    try:
+        async with following(bank, "dates", on_bad_record="dead_letter") as tailed:
+            with transaction(bank, "insert into dates values (2, 'infinity')") as late:
+                bank.run("insert into dates values (1, 'infinity'), (3, now()), (5, 'infinity')")
+                page = await tailed.reader.fetch(None, 50)
+                ranges = [(hole.first, hole.last) for hole in holes.from_json(page.detail or {}).holes]
+                assert (page.rows, len(page.rejected), ranges[1:]) == (3, 2, [(2, 2), (4, 4)])
+                tailed.position = page.position
+                late.commit()
+                rejected: list[int] = []
+                async with asyncio.timeout(30):
+                    while not rejected:
+                        page = await tailed.reader.fetch(tailed.position, 50)
+                        rejected += [row.columns.column("id")[0].as_py() for row in page.rejected]
+                assert rejected == [2]
+                assert await tailed.read() == []
+    finally:
+        bank.run("drop table dates")

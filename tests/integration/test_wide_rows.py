@@ -105,3 +105,26 @@ def test_a_run_from_sqlite_imports_no_pandas(kafka_bootstrap: str, unique: str, 
     made.close()
     summary, about = run(config(tmp_path, made.url, kafka_bootstrap, unique))
     assert (summary["acked"], about["heavy"]) == (2, [])
+
+
+async def test_a_page_from_sqlite_ends_where_its_rows_are_enough_for_the_memory(tmp_path: Path) -> None:
+    made = sqlite(tmp_path / "shop.db")
+    made.run("CREATE TABLE wide (id INTEGER PRIMARY KEY, body TEXT, at TIMESTAMP)")
+    made.insert("wide", [(n, "a" * 10_000, n if n % 2 else "2024-01-01") for n in range(1, 5001)])
+    made.close()
+    settings = stream("wide", page_size=5000, max_parallel=1)
+    async with open_source(made.url) as source:
+        dataset = await source.describe(settings)
+        (split,) = await source.plan(settings, dataset)
+        reader = await source.reader(settings, dataset, split)
+        ids: list[int] = []
+        position = None
+        while True:
+            page = await reader.fetch(position, 5000)
+            position = page.position
+            ids += page.batch.column(0).to_pylist()
+            assert page.batch.nbytes < 2 * MAX_RESULT_BYTES
+            if page.last:
+                break
+        await reader.close()
+    assert ids == list(range(1, 5001))

@@ -153,6 +153,30 @@ async def test_without_any_progress_a_stream_gives_up_in_the_end_and_keeps_its_c
     assert sum(checkpoint.rows for checkpoint in store.states["a"].checkpoints) <= 30
 
 
+async def test_what_follows_a_snapshot_begins_when_all_of_it_is_acknowledged() -> None:
+    held: list[asyncio.Future[None]] = []
+
+    def answer(count: int, page: Prepared) -> asyncio.Future[None] | None:
+        if max(page.ids) > 40:
+            return None
+        held.append(asyncio.get_running_loop().create_future())
+        return held[-1]
+
+    writer = ScriptedWriter(answer)
+    service = service_of({"a": ScriptedSource(80, cuts=(40,))}, {"a": writer}, MemoryStore(), mode="snapshot_then_tail")
+    running = asyncio.create_task(run(service))
+    await until(lambda: len(writer.sent) == 40)
+    assert set(writer.sent) == set(range(1, 41))
+    while not running.done():
+        for future in held:
+            if not future.done():
+                assert max(writer.sent) <= 40
+                future.set_result(None)
+        await asyncio.sleep(0)
+    await running
+    assert writer.sent[40:] == list(range(41, 81))
+
+
 async def test_an_idle_place_takes_half_of_what_a_large_split_has_to_come() -> None:
     source, writer, store = ScriptedSource(20_000, cuts=(5, 10)), ScriptedWriter(), MemoryStore()
     done = await run(service_of({"a": source}, {"a": writer}, store))

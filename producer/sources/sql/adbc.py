@@ -51,8 +51,11 @@ class Connection:
         with self._reader(sql, values, options or {}) as reader:
             return reader.read_all()
 
-    def read_bounded(self, sql: str, values: Sequence[Any], options: Mapping[str, str]) -> Result:
-        """A result batch by batch, until it is at its end or large enough; the transaction may be over then."""
+    def read_bounded(self, sql: str, values: Sequence[Any], options: Mapping[str, str], *, drains: bool) -> Result:
+        """A result batch by batch, until it is at its end or large enough: then the transaction is over.
+
+        `drains` is for a driver that would read to the end before it lets go: the server is told to stop sending.
+        """
         with self._reader(sql, values, options) as reader:
             batches: list[pa.RecordBatch] = []
             size = rows = 0
@@ -63,7 +66,7 @@ class Connection:
                     size, rows = size + batches[-1].nbytes, rows + batches[-1].num_rows
                     cut = size >= MAX_RESULT_BYTES and rows > 1
             table = pa.Table.from_batches(batches, reader.schema)
-            if cut:  # the driver reads to the end before it lets go: the server is told to stop sending
+            if cut and drains:
                 self.cancel()
                 with contextlib.suppress(Error, StopIteration):
                     while True:

@@ -240,7 +240,9 @@ def _rows(connection: Connection, sql: str, values: Sequence[Any] = ()) -> list[
 
 def _read(connection: Connection, sql: str) -> Result:
     """The fetch seam: a SELECT's result from the wire, in the driver's own Arrow types."""
-    return connection.read_bounded(sql, (), {"adbc.postgresql.batch_size_hint_bytes": str(MAX_RESULT_BYTES)})
+    return connection.read_bounded(
+        sql, (), {"adbc.postgresql.batch_size_hint_bytes": str(MAX_RESULT_BYTES)}, drains=True
+    )
 
 
 def _page(result: Result, query: Query) -> Rows:

@@ -12,7 +12,9 @@ operating system drops the locks of the whole process on it, those of the other 
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import datetime as dt
+import re
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Executor
 from pathlib import Path
@@ -40,6 +42,9 @@ from producer.sources.sql.table import Column, Options, Query, Rows, Table
 from producer.sources.sql.threads import in_thread
 
 T = TypeVar("T")
+
+_BATCH_ROWS = "adbc.sqlite.query.batch_rows"
+_LIMIT = re.compile(r" LIMIT \d+((?: OFFSET \d+)?)$")
 
 
 class SqliteDatabase:
@@ -171,7 +176,7 @@ def _open(path: Path) -> Connection:
 
 
 def _page(connection: Connection, query: Query) -> Rows:
-    table = _read(connection, query.sql, query.params)
+    table, query, cut = _bounded(connection, query)
     names = [column.name for column in query.columns]
     guards = iter(table.columns[len(names) :])
     fast: dict[str, pa.Array | None] = {}
@@ -196,8 +201,26 @@ def _page(connection: Connection, query: Query) -> Rows:
         table.num_rows,
         convert,
         lambda column, row: str(value(column.name, row)),
+        cut=cut,
         key_at=lambda row: tuple(value(name, row) for name in query.key),
     )
+
+
+def _bounded(connection: Connection, query: Query) -> tuple[pa.Table, Query, bool]:
+    """The page in one reading where its rows are not too much for the memory; else the query of as many as are not."""
+    numbered, values = _numbered(query.sql, query.params)
+    try:
+        result = connection.read_bounded(numbered, values, {_BATCH_ROWS: "512"}, drains=False)
+    except (Error, OSError) as error:
+        if "Type mismatch" not in str(error):
+            raise
+        connection.rollback()
+        return _read(connection, query.sql, query.params), query, False
+    if result.cut:
+        limit = f" LIMIT {result.table.num_rows:d}"
+        query = dataclasses.replace(query, sql=_LIMIT.sub(lambda found: limit + found[1], query.sql))
+        return _read(connection, query.sql, query.params), query, True
+    return result.table, query, False
 
 
 def _stored(connection: Connection, query: Query) -> list[list[Any]]:
@@ -228,11 +251,16 @@ _KINDS = {"integer": "{}", "real": "{}", "blob": "{}", "text": "CAST({} AS BLOB)
 
 def _read(connection: Connection, sql: str, params: Mapping[str, Any]) -> pa.Table:
     """The fetch seam: a SELECT's result in the driver's own Arrow types."""
+    numbered, values = _numbered(sql, params)
+    # One batch: the driver derives the types from a page's first batch.
+    return connection.read(numbered, values, {_BATCH_ROWS: "1000000"})
+
+
+def _numbered(sql: str, params: Mapping[str, Any]) -> tuple[str, tuple[Any, ...]]:
+    """The statement with numbers for names, and their values."""
     names = list(params)
     numbered = bind_named(sql, lambda name: f"?{names.index(name) + 1}")
-    values = tuple(_plain_value(value) for value in params.values())
-    # One batch: the driver derives the types from a page's first batch.
-    return connection.read(numbered, values, {"adbc.sqlite.query.batch_rows": "1000000"})
+    return numbered, tuple(_plain_value(value) for value in params.values())
 
 
 def _rows(connection: Connection, sql: str, params: Mapping[str, Any]) -> list[tuple[Any, ...]]:

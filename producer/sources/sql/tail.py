@@ -23,7 +23,7 @@ from producer.model import Json, KeyPosition, Page, Position, Split
 from producer.protocols import PageReader
 from producer.sources.sql import keyset
 from producer.sources.sql.keyset import Selection
-from producer.sources.sql.table import Column, Database, Rows, Session
+from producer.sources.sql.table import Column, Database, Query, Rows, Session
 from producer.traversal import key_values, start_of
 
 log = structlog.get_logger("producer")
@@ -137,7 +137,8 @@ class TailReader:
     async def fetch(self, position: Position | None, limit: int) -> Page:
         late = await self._late(limit, start_of(self._split, position))
         if late is not None:
-            return Page(late.batch, position, detail=self._detail())
+            rejected = tuple(row for _, row in late.rejected)
+            return Page(late.batch, position, detail=self._detail(), rejected=rejected)
         page = await self._next_page(position, limit)
         return replace(page, last=page.last and not self._searching, detail=self._detail())
 
@@ -168,13 +169,15 @@ class TailReader:
             return
         ((name, _),) = self._selection.order
         column = page.batch.column(page.batch.schema.get_field_index(name))
-        last = int(column[-1].as_py())
+        bad = [row.columns.column(name)[0].as_py() for row in page.rejected]
+        last = max([*bad, *([column[-1].as_py()] if len(column) else [])])
         after = _id(start)
-        if after < self._ledger.floor:
-            self._ledger = holes.filled(self._ledger, column.to_pylist())
-        if last - after == len(column) or last <= self._ledger.floor:
+        if after >= self._ledger.floor and last - after == page.rows:
             return
-        found = holes.opened(replace(self._ledger, holes=()), holes.gaps(after, column.to_pylist(), now, least))
+        ids = sorted([*column.to_pylist(), *bad])
+        if after < self._ledger.floor:
+            self._ledger = holes.filled(self._ledger, ids)
+        found = holes.opened(replace(self._ledger, holes=()), holes.gaps(after, ids, now, least))
         if self._selection.where and found.holes:
             found = await self._without_unselected(found)
         ledger = replace(self._ledger, holes=(*self._ledger.holes, *found.holes))
@@ -212,7 +215,7 @@ class TailReader:
             self._asking = LEAST_ID
         while self._asking is not None:
             rows = await self._ask(self._asking, reached, limit)
-            if rows is not None and rows.batch.num_rows:
+            if rows is not None and _count(rows):
                 return rows
         if not self._searching:
             await self._end_round(reached)
@@ -232,10 +235,9 @@ class TailReader:
         if not some:
             self._asking = None
             return None
-        rows = await self._session.fetch(
-            keyset.ranges_query(self._selection, _ranges(some), limit, self._database.mark)
-        )
-        ids = [int(str(rows.key_at(row)[0])) for row in range(rows.batch.num_rows)]
+        query = keyset.ranges_query(self._selection, _ranges(some), limit, self._database.mark)
+        rows = await self._session.fetch(self._salvaging(query))
+        ids = [int(str(rows.key_at(row)[0])) for row in range(_count(rows))]
         whole = len(ids) < limit and not rows.cut
         self._asking = some[-1].last + 1 if whole else ids[-1] + 1
         self._ledger = holes.filled(self._ledger, ids)
@@ -285,18 +287,22 @@ class TailReader:
             mark=database.mark,
             row_values=database.row_values,
         )
-        rows = await self._session.fetch(query)
-        if rows.cut or rows.batch.num_rows == limit:
-            end = KeyPosition(rows.key_at(rows.batch.num_rows - 1))
+        rows = await self._session.fetch(self._salvaging(query))
+        count = _count(rows)
+        if rows.cut or count == limit:
+            end = KeyPosition(rows.key_at(count - 1))
         left = [] if end == passage.upper else [replace(passage, lower=end)]
         self._ledger = replace(self._ledger, passages=(*left, *others))
         self._searching = bool(left)
         if not left:
             self._next_round = 0.0  # the next passage may be due as well
         if self._numbered:
-            ids = [int(str(rows.key_at(row)[0])) for row in range(rows.batch.num_rows)]
+            ids = [int(str(rows.key_at(row)[0])) for row in range(count)]
             self._ledger = holes.filled(self._ledger, ids)
         return rows
+
+    def _salvaging(self, query: Query) -> Query:
+        return replace(query, salvage=self._stream.on_bad_record == "dead_letter")
 
     def _tell_expired(self, old: Sequence[Hole], event: str) -> None:
         log.warning(event, stream=self._stream.name, ranges=len(old), first=old[0].first, last=old[-1].last)
@@ -305,6 +311,11 @@ class TailReader:
 def _id(position: Position | None) -> int:
     """The one integer of a position; less than any id at the beginning."""
     return int(str(position.values[0])) if isinstance(position, KeyPosition) else LEAST_ID - 1
+
+
+def _count(rows: Rows) -> int:
+    """All that were read: those that could not be read, too."""
+    return int(rows.batch.num_rows) + len(rows.rejected)
 
 
 def _ranges(some: Sequence[Hole]) -> list[tuple[int, int]]:
