@@ -68,7 +68,7 @@ def convert_debezium(settings: Settings, draft: Draft, kind: str) -> None:
         draft.kafka["bootstrap_servers"] = draft.value(bootstrap, "KAFKA_BOOTSTRAP", "the brokers")
     draft.note(
         "deletes and changes",
-        "changed rows are sent with order_by: [the column of the last change], deleted ones are not seen, and no record "
+        "changed rows are sent with order_by: [the column of the last change]; deleted ones are not seen, no record "
         "has a row's state before a change",
     )
     for prefix, text in _NOT_NEEDED.items():
