@@ -13,6 +13,7 @@
     └─ PermanentError            the stream stops, the others go on; the checkpoint stays: exit code 1
        ├─ AuthenticationError
        ├─ SchemaIncompatibleError
+       ├─ SchemaChangedError     the stream looks at its table again, and goes on where it can
        ├─ EncodeError
        ├─ RecordTooLargeError
        ├─ CheckpointConflictError
@@ -79,6 +80,10 @@ class AuthenticationError(PermanentError):
 
 class SchemaIncompatibleError(PermanentError):
     """The schema cannot be had, or the registry refuses it; raised before anything is sent with it."""
+
+
+class SchemaChangedError(PermanentError):
+    """The table is not the one that was described: the stream begins anew at its checkpoint, with the new columns."""
 
 
 class EncodeError(PermanentError):

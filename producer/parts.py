@@ -166,6 +166,7 @@ async def open_kafka_writer(
             key_prefix = await registry.register(stream.topic, schemas.key, is_key=True)
         value_prefix = await registry.register(stream.topic, schemas.value, is_key=False)
     else:
+        await sink.newest_schemas.follow(stream.topic, schemas.key, schemas.value)
         fingerprint = crc64_fingerprint(schemas.value)
         for schema in filter(None, (schemas.key, schemas.value)):
             await sink.publish_schema(crc64_fingerprint(schema).hex(), schema)

@@ -16,7 +16,7 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
-from producer.errors import TransientError
+from producer.errors import ProducerError, TransientError
 from producer.inflight import ByteBudget, Prefix, Reservation, Window
 from producer.model import Checkpoint, KeyPosition, Page, Position
 from producer.protocols import PageReader, PageWriter, RememberingReader
@@ -293,8 +293,8 @@ async def _move(
                     )
                 )
             del page, prepared, item
-        await fetching
         await io.commits.drained(window)
+        await fetching
     finally:
         fetching.cancel()
         await asyncio.wait({fetching})
@@ -328,7 +328,8 @@ async def _fetch(
     ahead: asyncio.Queue[tuple[Page, Reservation] | None],
     held: set[Reservation],
 ) -> None:
-    """Reads page after page into `ahead`, and None at the end or on stop."""
+    """Reads page after page into `ahead`, and None at the end, on stop, and before an error that lasts: what was read
+    before that is sent and committed."""
     position: Position | None = progress.checkpoint.position
     detail = progress.checkpoint.detail
     if isinstance(reader, RememberingReader):
@@ -344,7 +345,13 @@ async def _fetch(
             break
         started, asked_at = time.perf_counter(), time.monotonic()
         io.wake.clear()  # a sign that comes while the page is read may be of rows that it has not
-        page = await reader.fetch(position, sizer.rows)
+        try:
+            page = await reader.fetch(position, sizer.rows)
+        except TransientError:
+            raise
+        except ProducerError:
+            await ahead.put(None)
+            raise
         page = replace(page, after=position if position is not None else progress.checkpoint.split.lower)
         io.observe_fetch(time.perf_counter() - started, page.rows)
         sizer.saw(page.rows, page.batch.nbytes)

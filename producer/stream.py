@@ -14,12 +14,15 @@ import structlog
 
 from producer import holes
 from producer.config import StreamConfig
+from producer.drift import differences
 from producer.errors import (
+    AuthenticationError,
     CheckpointConflictError,
     OtherQueryError,
     PermanentError,
     ProducerError,
     RateLimitedError,
+    SchemaChangedError,
     SourceUnavailableError,
     StoreUnavailableError,
     TransientError,
@@ -185,9 +188,14 @@ class Stream:
         status = self.status
         status.started_at = time.time()
         try:
-            error = await self._run()
-            while error is None and not self._at_rest():  # a replay came in at the very end, or the table has changed
+            while True:
                 error = await self._run()
+                if error is not None:
+                    error = await self._adapt(error)
+                    if error is not None:
+                        break
+                elif self._at_rest():  # unless a replay came in at the very end
+                    break
         except asyncio.CancelledError:
             self._enter("stopped")
             raise
@@ -226,13 +234,11 @@ class Stream:
         return None
 
     async def _adapt(self, error: ProducerError) -> ProducerError | None:
-        """Looks at the table once more: where that explains the error, None, and the next run goes on with what the
-        table is now. Otherwise what ends the stream."""
-        if self._dataset is None or not isinstance(error, PermanentError | ConfigError):
-            return error
-        if isinstance(error, AuthenticationError | CheckpointConflictError):
-            return error
+        """Looks at the table once more: None where it has changed, and the next run goes on with what it is now;
+        otherwise what ends the stream."""
         before = self._dataset
+        if before is None or isinstance(error, TransientError | AuthenticationError | CheckpointConflictError):
+            return error
         try:
             async for attempt in self._attempts():
                 with attempt:
@@ -240,35 +246,31 @@ class Stream:
                     changed = not dataset.schema.equals(before.schema, check_metadata=True)
                     if not changed and not isinstance(error, SchemaChangedError):
                         return error
-                    self._refuse_other(dataset)
-                    if changed:
-                        await self._rewrite(dataset)
-        except ProducerError as final:
-            return final
-        self._dataset = dataset
-        if changed:
-            log.warning("the table has changed: going on with its new columns", stream=self.config.name, **differences(
-                before.schema, dataset.schema))
+                    await self._go_on_with(dataset)
+        except TransientError:
+            return error
+        except ProducerError as reason:
+            return reason
+        changes = differences(before.schema, dataset.schema)
+        log.warning("the table has changed: going on with its columns of now", stream=self.config.name, **changes)
         return None
 
-    def _refuse_other(self, dataset: Dataset) -> None:
-        assert self._dataset is not None
-        traversal = self.config.traversal
-        if dataset.fingerprint(traversal) != self._dataset.fingerprint(traversal):
+    async def _go_on_with(self, dataset: Dataset) -> None:
+        """Has the next run read and write the table as it is now; SchemaIncompatibleError where it may not."""
+        before, config = self._dataset, self.config
+        assert before is not None
+        if dataset.fingerprint(config.traversal) != before.fingerprint(config.traversal):
             raise OtherQueryError(
-                f"stream {self.config.name!r}: the table's key or order has changed while it was read",
-                hint=f"read again from the start after: producer checkpoint reset CONFIG {self.config.name}",
+                f"stream {config.name!r}: the key or order of its table has changed while it was read",
+                hint=f"read again from the start after: producer checkpoint reset CONFIG {config.name}",
             )
-
-    async def _rewrite(self, dataset: Dataset) -> None:
-        """A writer for the new columns, in the place of the old one; SchemaIncompatibleError where there is none."""
         if self._writer is not None:
-            writer = await self._engine.open_writer(self.config, dataset, self.config.name, self.dead_lettered)
+            writer = await self._engine.open_writer(config, dataset, config.name, self.dead_lettered)
             await self._writer.close()
             self._writer = writer
-        for unit in self._units:
-            assert self._writer is not None
-            unit.dataset, unit.writer = dataset, self._writer
+            for unit in self._units:
+                unit.dataset, unit.writer = dataset, writer
+        self._dataset = dataset
 
     def _stands_by(self, error: CheckpointConflictError) -> bool:
         """Whether the error is that another process runs the stream, and that is what is wanted."""

@@ -26,6 +26,7 @@ from producer.errors import ProducerError, RecordTooLargeError, SinkUnavailableE
 from producer.kafka import TopicInfo, abandon, admin, client_options, connect, ensure_topic, translate
 from producer.model import Page, position_to_json
 from producer.sinks import cloudevents
+from producer.sinks.newest_schemas import NewestSchemas
 from producer.sinks.record_batch import HEADER_BYTES, FinishedBatch
 
 #: How long pages that are given up may take to notice.
@@ -102,6 +103,7 @@ class KafkaSink:
         self._publishing = asyncio.Lock()
         self._state: Connection | None = None
         self.state_topic = config.state_topic or f"{app}.state"
+        self.newest_schemas = NewestSchemas(config, self.state_topic, self._put)
 
     async def start(self) -> None:
         """Proves that the broker is there and takes the credentials."""
@@ -169,6 +171,9 @@ class KafkaSink:
 
     async def publish_schema(self, fingerprint: str, schema: Mapping[str, Any]) -> None:
         """Puts a schema into the state topic under ``schema/<fingerprint>``: for readers, where no registry is."""
+        await self._put(f"schema/{fingerprint}", schema)
+
+    async def _put(self, key: str, value: Any) -> None:
         async with self._publishing:
             if self._state is None or self._state.failed:
                 await ensure_topic(self._config, self.state_topic, topic_config={"cleanup.policy": "compact"})
@@ -176,7 +181,7 @@ class KafkaSink:
             try:
                 async with self._state.deadline():
                     await self._state.producer.send_and_wait(
-                        self.state_topic, json.dumps(schema).encode(), f"schema/{fingerprint}".encode(), partition=0
+                        self.state_topic, json.dumps(value).encode(), key.encode(), partition=0
                     )
             except Exception as error:
                 raise self._state.fail(error) from None

@@ -15,7 +15,7 @@ import pyarrow as pa
 from pydantic import Field, SecretStr
 
 from producer.config import Model, StreamConfig
-from producer.errors import ConfigError, PermanentError
+from producer.errors import ConfigError, PermanentError, SchemaChangedError
 from producer.model import (
     Between,
     Checkpoint,
@@ -93,7 +93,8 @@ class SqlSource:
             order=selection.order_names,
             identity={
                 "table": list(table.path),
-                "columns": [column.name for column in selection.columns if column.name not in selection.hidden],
+                "columns": None if stream.columns is None else list(stream.columns),  # None: all there will ever be
+                "exclude": sorted(stream.exclude),
                 "key": list(selection.key),
                 "order": [[name, "desc" if down else "asc"] for name, down in selection.order],
                 "where": selection.where,
@@ -234,7 +235,7 @@ class SqlReader:
             mark=database.mark,
             row_values=database.row_values,
         )
-        rows = await self._session.fetch(self._salvaging(query))
+        rows = await self._rows(query)
         batch, rejected = self._distinct(rows, limit)
         count = batch.num_rows + len(rejected)
         reached = KeyPosition(rows.key_at(count - 1)) if count else start
@@ -251,15 +252,21 @@ class SqlReader:
             mark=self._database.mark,
             deferred=skip >= DEFERRED_FROM_ROWS,
         )
-        rows = await self._session.fetch(self._salvaging(query))
+        rows = await self._rows(query)
         batch, rejected = self._distinct(rows, count)
         read = batch.num_rows + len(rejected)
         reached = OffsetPosition(skip + read)
         last = not rows.cut and is_last(read, limit, reached, self._split.upper)
         return Page(batch, reached, last, rejected=rejected)
 
-    def _salvaging(self, query: Query) -> Query:
-        return dataclasses.replace(query, salvage=self._stream.on_bad_record == "dead_letter")
+    async def _rows(self, query: Query) -> Rows:
+        """The query's rows; SchemaChangedError where its table is no longer as it was described."""
+        table = self._selection.table
+        salvage = self._stream.on_bad_record == "dead_letter"
+        rows = await self._session.fetch(dataclasses.replace(query, salvage=salvage, watched=table))
+        if rows.shape != table.shape:
+            raise SchemaChangedError(f"stream {self._stream.name!r}: table {'.'.join(table.path)!r} has changed")
+        return rows
 
     def _distinct(self, rows: Rows, limit: int) -> tuple[pa.RecordBatch, tuple[RejectedRow, ...]]:
         """The page without the row that was read beyond it to prove, where no index does, that no two rows have the

@@ -7,7 +7,8 @@ before the first row. Nothing of what these are for is used here.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Mapping, Sequence
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -32,13 +33,14 @@ class Result:
 class Connection:
     """A connection without autocommit. Every statement is closed before it returns, and before the connection is."""
 
-    def __init__(self, database: AdbcDatabase) -> None:
-        """Connects; `database` belongs to the connection from now on."""
-        self._database = database
+    def __init__(self, database: AdbcDatabase, *, shared: bool = False) -> None:
+        """Connects; `database` belongs to the connection from now on, unless it is `shared`."""
+        self._owned = None if shared else database
         try:
             self._connection = AdbcConnection(database)
         except BaseException:
-            database.close()
+            if self._owned is not None:
+                self._owned.close()
             raise
         try:
             self._connection.set_autocommit(False)
@@ -105,7 +107,61 @@ class Connection:
         try:
             self._connection.close()
         finally:
-            self._database.close()
+            if self._owned is not None:
+                self._owned.close()
+
+
+class Pool:
+    """Connections of one database object, each lent to one thread at a time.
+
+    A database object costs the driver a look at the server's whole type catalog (megabytes and tens of milliseconds),
+    a connection of it almost nothing. Safe to use from any thread.
+    """
+
+    def __init__(self, open_database: Callable[[], AdbcDatabase]) -> None:
+        self._open = open_database
+        self._database: AdbcDatabase | None = None
+        self._idle: list[Connection] = []
+        self._lock = threading.Lock()
+        self._closed = False
+
+    def take(self) -> Connection:
+        """An idle connection, or a new one."""
+        with self._lock:
+            if self._idle:
+                return self._idle.pop()
+            if self._database is None:
+                self._database = self._open()
+            database = self._database
+        return Connection(database, shared=True)
+
+    def give(self, connection: Connection) -> None:
+        """Takes a connection back that is fit for use."""
+        with self._lock:
+            if not self._closed:
+                self._idle.append(connection)
+                return
+        _quietly_close(connection)
+
+    def discard(self, connection: Connection) -> None:
+        """Closes a connection that broke, and the idle ones: what broke it is likely to have met them too."""
+        with self._lock:
+            idle, self._idle = self._idle, []
+        for broken in (connection, *idle):
+            _quietly_close(broken)
+
+    def close(self) -> None:
+        """Closes what is idle; what is lent is closed when it comes back."""
+        with self._lock:
+            self._closed = True
+            idle, self._idle = self._idle, []
+        for connection in idle:
+            _quietly_close(connection)
+
+
+def _quietly_close(connection: Connection) -> None:
+    with contextlib.suppress(Error):
+        connection.close()
 
 
 def tuples(table: pa.Table) -> list[tuple[Any, ...]]:

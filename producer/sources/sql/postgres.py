@@ -11,8 +11,10 @@ from __future__ import annotations
 import contextlib
 import json
 import re
+import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor
+from dataclasses import replace
 from datetime import date
 from functools import partial
 from typing import Any, TypeVar
@@ -33,10 +35,10 @@ from producer.errors import (
 from producer.holes import Snapshot
 from producer.model import KeyScalar
 from producer.sources.sql import postgres_types
-from producer.sources.sql.adbc import MAX_RESULT_BYTES, Connection, Result, tuples
+from producer.sources.sql.adbc import MAX_RESULT_BYTES, Connection, Pool, Result, tuples
 from producer.sources.sql.arrow import part, read_rows
 from producer.sources.sql.names import bind_named, quote, split_name
-from producer.sources.sql.postgres_catalog import parameter_types, reflect
+from producer.sources.sql.postgres_catalog import parameter_types, reflect, shape_query
 from producer.sources.sql.postgres_notify import listening
 from producer.sources.sql.scalars import key_scalar
 from producer.sources.sql.table import Column, Options, Query, Rows, Table
@@ -58,16 +60,18 @@ class PostgresDatabase:
     def __init__(self, options: Options, executor: Executor) -> None:
         self._options = options
         self._executor = executor
-        self._meta = PostgresSession(options, executor)
+        self._pool = Pool(lambda: adbc_driver_postgresql.connect(_libpq_uri(options)))
+        self._meta = self.session()
 
     async def start(self) -> None:
         await self._meta.run(lambda connection: None)
 
     async def close(self) -> None:
-        await self._meta.close()
+        with contextlib.suppress(TimeoutError):
+            await in_thread(self._executor, self._pool.close, deadline_s=self._options.connect_timeout_s)
 
     def session(self) -> PostgresSession:
-        return PostgresSession(self._options, self._executor)
+        return PostgresSession(self._options, self._executor, self._pool)
 
     async def table(self, name: str, *, decimal: str | None) -> Table:
         path = split_name(name, fold=str.lower)
@@ -107,17 +111,16 @@ class PostgresDatabase:
 class PostgresSession:
     """See `producer.sources.sql.table.Session`."""
 
-    def __init__(self, options: Options, executor: Executor) -> None:
+    def __init__(self, options: Options, executor: Executor, pool: Pool) -> None:
         self._options = options
         self._executor = executor
-        self._connection: Connection | None = None
-        self._closed = False
+        self._pool = pool
 
     async def fetch(self, query: Query) -> Rows:
         def work(connection: Connection) -> Rows:
-            with _transaction(connection, self._options, query) as sql:
+            with _transaction(connection, self._options, query) as (sql, shape):
                 result = _read(connection, sql)
-            return _page(result, query)
+            return replace(_page(result, query), shape=shape)
 
         return await self.run(work)
 
@@ -129,7 +132,7 @@ class PostgresSession:
 
     async def estimate(self, query: Query) -> tuple[int, int] | None:
         def work(connection: Connection) -> tuple[int, int]:
-            with _transaction(connection, self._options, query) as sql:
+            with _transaction(connection, self._options, query) as (sql, _):
                 plan = json.loads(_rows(connection, "EXPLAIN (FORMAT JSON) " + sql)[0][0])[0]["Plan"]
             return int(plan["Plan Rows"]), int(plan["Plan Width"])
 
@@ -141,74 +144,86 @@ class PostgresSession:
         return Snapshot(int(least), int(end))
 
     async def close(self) -> None:
-        self._closed = True
-        connection, self._connection = self._connection, None
-        if connection is not None:
-            await in_thread(self._executor, lambda: _close(connection), deadline_s=self._options.connect_timeout_s)
+        """A session holds nothing between two calls."""
 
     async def run(self, work: Callable[[Connection], T]) -> T:
-        """`work` with the session's connection, in a thread; after any failure the next call begins anew."""
-        options = self._options
+        """`work` with a connection of the pool, in a thread, as one transaction."""
+        options, lease = self._options, _Lease(self._pool)
 
         def job() -> T:
-            with _translated(options):
-                connection, self._connection = self._connection, None  # put back only when it is fit for use
-                if connection is None:
-                    connection = Connection(adbc_driver_postgresql.connect(_libpq_uri(options)))
-                current.append(connection)
-                try:
-                    result = work(connection)
-                    connection.commit()
-                except BaseException:
-                    self._mend(connection)
-                    raise
-                self._keep(connection)
+            with _translated(options), lease as connection:
+                result = work(connection)
+                connection.commit()
                 return result
 
-        def stop() -> None:
-            for connection in current:
-                with contextlib.suppress(Error):
-                    connection.cancel()
-
-        current: list[Connection] = []
         deadline_s = options.connect_timeout_s + options.statement_timeout_s + STOP_GRACE_S
         try:
-            return await in_thread(self._executor, job, deadline_s=deadline_s, stop=stop)
+            return await in_thread(self._executor, job, deadline_s=deadline_s, stop=lease.stop)
         except TimeoutError:
             raise SourceUnavailableError(f"PostgreSQL did not answer within {deadline_s:g} s") from None
 
-    def _mend(self, connection: Connection) -> None:
-        """Keeps a connection that can still roll back, closes one that cannot."""
-        try:
-            connection.rollback()
-        except Error:
-            _close(connection)
-        else:
-            self._keep(connection)
 
-    def _keep(self, connection: Connection) -> None:
-        """For the next call; unless this one was given up and is late."""
-        if self._closed or self._connection is not None:
-            _close(connection)
-        else:
+class _Lease:
+    """A connection of the pool while a piece of work uses it. One that was told to stop is not used again: the
+    server may hear of it only when it is at its next statement."""
+
+    def __init__(self, pool: Pool) -> None:
+        self._pool = pool
+        self._lock = threading.Lock()
+        self._connection: Connection | None = None
+        self._stopped = False
+
+    def __enter__(self) -> Connection:
+        connection = self._pool.take()
+        with self._lock:
             self._connection = connection
+        return connection
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
+        with self._lock:
+            connection, self._connection = self._connection, None
+        assert connection is not None
+        if self._stopped:
+            _close(connection)
+            return
+        if error is not None:
+            try:
+                connection.rollback()
+            except Error:
+                self._pool.discard(connection)
+                return
+        self._pool.give(connection)
+
+    def stop(self) -> None:
+        """From another thread: cancels what runs."""
+        with self._lock:
+            if self._connection is not None:
+                self._stopped = True
+                with contextlib.suppress(Error):
+                    self._connection.cancel()
 
 
 @contextlib.contextmanager
-def _transaction(connection: Connection, options: Options, query: Query) -> Iterator[str]:
-    """Makes the transaction read-only, sets its timeout and the query's values; yields the SQL that reads them."""
+def _transaction(connection: Connection, options: Options, query: Query) -> Iterator[tuple[str, str]]:
+    """Makes the transaction read-only, sets its timeout and the query's values; yields the SQL that reads them, and
+    the shape of the table it watches, which is locked against changes from then on until the transaction's end."""
     names = [name for name, value in query.params.items() if value is not None]
     settings = ["set_config('transaction_read_only', 'on', true)", "set_config('TimeZone', 'UTC', true)"]
     settings.append("set_config('statement_timeout', $1, true)")
     settings += [f"set_config('producer.p{i}', ${i + 2}, true)" for i in range(len(names))]
     values = [f"{round(options.statement_timeout_s * 1000)}", *(_setting(query.params[name]) for name in names)]
-    _rows(connection, "SELECT " + ", ".join(settings), values)
+    shape = "''"
+    if query.watched is not None:  # the locks of a statement are there before it sees anything
+        settings.append(f"(SELECT true FROM {query.watched.source} WHERE false)")
+        values.append(query.watched.source)
+        shape = shape_query(query.watched).replace("$1", f"${len(values)}")
+    found = _rows(connection, f"SELECT {', '.join(settings)}, {shape}", values)
 
     def value(name: str) -> str:
         source = f"current_setting('producer.p{names.index(name)}')" if name in names else "NULL"
         return f"({source}::{query.types[name]})"
 
-    yield bind_named(query.sql, value)
+    yield bind_named(query.sql, value), found[0][-1]
 
 
 def _setting(value: Any) -> str:

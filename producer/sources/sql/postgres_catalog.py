@@ -57,6 +57,15 @@ WHERE i.indrelid = $1::oid AND i.indisunique AND i.indisvalid AND i.indimmediate
 GROUP BY i.indexrelid, i.indisprimary, i.indnkeyatts HAVING bool_and(a.attnotnull)
 ORDER BY i.indisprimary DESC, i.indnkeyatts, i.indexrelid
 """
+# The columns and the enums of the table with the name $1, each as a number.
+_SHAPE = """
+SELECT sum(hashtextextended(concat_ws('/', a.attnum, a.attname, a.atttypid, a.atttypmod, a.attnotnull), 0))::text
+FROM pg_catalog.pg_attribute a WHERE a.attrelid = to_regclass($1) AND a.attnum > 0 AND NOT a.attisdropped
+"""
+_ENUM_SHAPE = """
+SELECT sum(hashtextextended(concat_ws('/', e.enumtypid, e.enumlabel, e.enumsortorder), 0))::text
+FROM pg_catalog.pg_enum e JOIN pg_catalog.pg_attribute a ON e.enumtypid = a.atttypid WHERE a.attrelid = to_regclass($1)
+"""
 
 
 def reflect(run: Run, name: str, path: tuple[str, ...], decimal: str | None) -> Table:
@@ -65,10 +74,29 @@ def reflect(run: Run, name: str, path: tuple[str, ...], decimal: str | None) -> 
     if not found:
         raise _no_such_table(run, name, path)
     oid, schema, table, is_view, comment = found[0]
+    source = f"{quote(schema)}.{quote(table)}"
+    ((shape, enums),) = run(f"SELECT ({_SHAPE}), ({_ENUM_SHAPE})", (source,))  # first: what changes later is seen
     types = {row[0]: row for row in run(_TYPES, (oid,))}
     columns = tuple(_column(row, types, decimal) for row in run(_COLUMNS, (oid,)))
     unique = tuple(tuple(row[0]) for row in run(_UNIQUE, (oid,)))
-    return Table((schema, table), f"{quote(schema)}.{quote(table)}", columns, unique, comment, is_view)
+    return Table(
+        (schema, table),
+        source,
+        columns,
+        unique,
+        comment,
+        is_view,
+        shape=f"{shape}/{enums}" if _has_enum(columns) else shape,
+    )
+
+
+def shape_query(table: Table) -> str:
+    """An expression of the table's present shape; ``$1`` is its quoted name."""
+    return f"({_SHAPE}) || '/' || ({_ENUM_SHAPE})" if _has_enum(table.columns) else f"({_SHAPE})"
+
+
+def _has_enum(columns: Sequence[Column]) -> bool:
+    return any(b"avro.enum" in (column.field.metadata or {}) for column in columns)
 
 
 def _column(row: tuple[Any, ...], types: Mapping[int, tuple[Any, ...]], decimal: str | None) -> Column:

@@ -99,7 +99,7 @@ def column(name: str, info: TypeInfo, shown: str, *, nullable: bool, comment: st
 
 def _scalar(ref: str, info: TypeInfo, decimal: str | None) -> tuple[pa.DataType, str, dict[str, str]]:
     if info.kind == "e":
-        return pa.string(), ref, {"avro.enum": json.dumps(info.labels)}
+        return pa.string(), f"{ref}::text", {"avro.enum": json.dumps(info.labels)}
     if info.kind == "c" or info.name == "hstore":
         return pa.string(), f"to_json({ref})::text", {"avro.logical": "json"}
     if info.builtin:

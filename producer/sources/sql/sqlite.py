@@ -17,6 +17,7 @@ import datetime as dt
 import re
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Executor
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
 from urllib.parse import quote as percent
@@ -196,7 +197,7 @@ def _page(connection: Connection, query: Query) -> Rows:
         assert stored is not None
         return sqlite_types.exact(column, stored[names.index(column.name)][start:stop])
 
-    return read_rows(
+    rows = read_rows(
         query,
         table.num_rows,
         convert,
@@ -204,6 +205,7 @@ def _page(connection: Connection, query: Query) -> Rows:
         cut=cut,
         key_at=lambda row: tuple(value(name, row) for name in query.key),
     )
+    return rows if query.watched is None else replace(rows, shape=_shape(connection, query.watched.path[0]))
 
 
 def _bounded(connection: Connection, query: Query) -> tuple[pa.Table, Query, bool]:
@@ -320,7 +322,15 @@ def _reflect(connection: Connection, name: str, decimal: str | None) -> Table:
         names = tuple(row[0] for row in _rows(connection, sql, {"index": index}))
         if not_null.issuperset(names):
             unique.append(names)
-    return Table((real,), quote(real), columns, tuple(unique), is_view=kinds[real] == "view")
+    shape = _shape(connection, real)
+    return Table((real,), quote(real), columns, tuple(unique), is_view=kinds[real] == "view", shape=shape)
+
+
+def _shape(connection: Connection, table: str) -> str:
+    """In the transaction of what was read before, so the table had it then."""
+    column = "name || ':' || type || ':' || \"notnull\" || ':' || pk || ':' || hidden"
+    sql = f"SELECT group_concat({column}, '/') FROM pragma_table_xinfo(:table)"
+    return str(_rows(connection, sql, {"table": table})[0][0])
 
 
 @contextlib.contextmanager

@@ -47,7 +47,8 @@ class Table:
     """A table or view as the database describes it.
 
     `source` is its quoted name for FROM. `unique` lists the column sets that are unique without nulls, the primary
-    key first. `row_bytes_estimate` is for databases whose `Session.estimate` does not know it.
+    key first. `row_bytes_estimate` is for databases whose `Session.estimate` does not know it. `shape` is another text
+    when a column has come or gone, or changed its name or type.
     """
 
     path: tuple[str, ...]
@@ -57,6 +58,7 @@ class Table:
     comment: str = ""
     is_view: bool = False
     row_bytes_estimate: int | None = None
+    shape: str = ""
 
     def column(self, name: str) -> Column:
         return next(column for column in self.columns if column.name == name)
@@ -67,7 +69,8 @@ class Query:
     """A SELECT whose result has `columns` and after them their guards; ``:name`` in `sql` stands for ``params[name]``.
 
     `types` gives the SQL type of a parameter where a dialect needs it. `key` names the columns that tell rows apart,
-    in positions and errors. With `salvage` rows that cannot be read are put aside, and do not fail the query.
+    in positions and errors. With `salvage` rows that cannot be read are put aside, and do not fail the query. `watched`
+    is the table whose present shape is wanted with the rows.
     """
 
     sql: str
@@ -76,6 +79,7 @@ class Query:
     types: Mapping[str, str] = field(default_factory=dict)
     key: tuple[str, ...] = ()
     salvage: bool = False
+    watched: Table | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,13 +87,15 @@ class Rows:
     """A query's result; `key_at` gives the key of a row, the rejected ones counted, as the database compares it.
 
     `cut` where the result goes on after these rows: they were enough for the memory of one page. `rejected` are the
-    rows that are not in `batch`, each with its number.
+    rows that are not in `batch`, each with its number. `shape` is that of the query's `watched` table, and was so when
+    the rows were read.
     """
 
     batch: pa.RecordBatch
     key_at: Callable[[int], tuple[KeyScalar, ...]]
     cut: bool = False
     rejected: tuple[tuple[int, RejectedRow], ...] = ()
+    shape: str = ""
 
 
 class Session(Protocol):
