@@ -1,4 +1,5 @@
-"""Owns the claim that the example configurations work: each streams its tables from real databases to a real broker."""
+"""Owns the claim that the example configurations and converted ones work: their tables go from real databases to a real
+broker."""
 
 from __future__ import annotations
 
@@ -124,3 +125,43 @@ def test_an_example_streams_every_row_of_its_tables(
     assert done.returncode == 0, done.stderr
     told = [json.loads(line) for line in done.stdout.splitlines()]
     assert [(line["acked"], line["state"]) for line in told] == [(ROWS, "complete")] * len(document["streams"])
+
+
+@pytest.mark.parametrize("mode", ["bulk", "incrementing", "timestamp+incrementing"])
+def test_a_converted_connector_streams_every_row_of_its_tables(
+    mode: str, shop: str, kafka_bootstrap: str, registry_url: str, unique: str, tmp_path: Path
+) -> None:
+    url = urlsplit(shop)
+    connector = {
+        "connector.class": "io.confluent.connect.jdbc.JdbcSourceConnector",
+        "connection.url": f"jdbc:postgresql://{url.hostname}:{url.port}{url.path}",
+        "connection.user": url.username,
+        "connection.password": url.password or "",
+        "table.whitelist": "public.customers" if "timestamp" in mode else "public.customers,events",
+        "mode": mode,
+        "incrementing.column.name": "id",
+        "timestamp.column.name": "created_at",
+        "timestamp.delay.interval.ms": 0,
+        "topic.prefix": f"{unique}.",
+        "value.converter": "io.confluent.connect.avro.AvroConverter",
+        "value.converter.schema.registry.url": registry_url,
+    }
+    source, path = tmp_path / "connector.json", tmp_path / "converted.yaml"
+    source.write_text(json.dumps({"name": unique, "config": connector}), encoding="utf-8")
+    environment = {**os.environ, "KAFKA_BOOTSTRAP": kafka_bootstrap, "DATABASE_PASSWORD": url.password or "none"}
+
+    def producer(*arguments: str) -> str:
+        done = subprocess.run(
+            [sys.executable, "-m", "producer", *arguments],
+            capture_output=True,
+            text=True,
+            timeout=90,
+            check=False,
+            env=environment,
+        )
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    path.write_text(producer("import", "connect-config", str(source)) + "http: {port: 0}\n", encoding="utf-8")
+    told = [json.loads(line) for line in producer("run", "--once", "--json", str(path)).splitlines()]
+    assert [line["acked"] for line in told] == [ROWS] * len(str(connector["table.whitelist"]).split(","))

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+
+from producer.cli import build_parser
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").rglob("*.md"))]
@@ -37,6 +41,19 @@ def test_the_site_builds_without_a_warning(tmp_path: Path) -> None:
 def test_a_page_links_to_files_that_are_there(page: Path) -> None:
     links = [match["path"] for match in _LINK.finditer(page.read_text(encoding="utf-8"))]
     assert not [link for link in links if not (page.parent / link).exists()]
+
+
+def _commands() -> list[str]:
+    """The lines of the pages that are commands of ours, wherever they stand."""
+    line = re.compile(r"^\s*(?:\$ )?(?:\.venv/bin/)?producer (?P<rest>[a-z].*)$", re.MULTILINE)
+    found = [match["rest"] for page in PAGES for match in line.finditer(page.read_text(encoding="utf-8"))]
+    return [text for text in dict.fromkeys(found) if "CONFIG" not in text and "|" not in text]
+
+
+@pytest.mark.parametrize("command", _commands())
+def test_a_command_in_the_documentation_is_one(command: str) -> None:
+    words = itertools.takewhile(lambda word: word not in (">", "&", ";"), shlex.split(command, comments=True))
+    assert build_parser().parse_args(list(words)).run
 
 
 def _environment() -> dict[str, str]:
