@@ -26,7 +26,7 @@ lint: setup
 
 docs: setup
 	$(BIN)/python docs/generate.py
-	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
 
 services: setup
 	$(BIN)/python -m tests.services
