@@ -119,6 +119,9 @@ class PostgresSession:
     async def fetch(self, query: Query) -> Rows:
         def work(connection: Connection) -> Rows:
             with _transaction(connection, self._options, query) as (sql, shape):
+                if query.watched is not None and shape != query.watched.shape:  # nor are the rows of the known types
+                    nothing = pa.RecordBatch.from_pylist([], pa.schema([column.field for column in query.columns]))
+                    return Rows(nothing, lambda row: (), shape=shape)
                 result = _read(connection, sql)
             return replace(_page(result, query), shape=shape)
 
