@@ -16,6 +16,7 @@ setup: .venv/.complete
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements-dev.txt
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
+	$(BIN)/python -m compileall -q producer  # also where PYTHONDONTWRITEBYTECODE is set: a run starts in half the time
 	@touch $@
 
 lint: setup
