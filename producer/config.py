@@ -306,6 +306,12 @@ TransformConfig = Annotated[
 ]
 
 
+class DeletesConfig(Model):
+    every_s: float = Field(
+        default=300.0, gt=0, description="seconds between two comparisons of the topic's keys with the source's"
+    )
+
+
 class StreamConfig(Model):
     """One table (or chat) going to one topic."""
 
@@ -369,6 +375,7 @@ class StreamConfig(Model):
         default=5.0, gt=0, description="how often new rows are looked for, after all have been read"
     )
     max_rows_per_s: float | None = Field(default=None, gt=0, description="the rate of reading, at most")
+    deletes: DeletesConfig | None = Field(default=None, description="sends tombstones for rows that are gone")
 
     @model_validator(mode="before")
     @classmethod
@@ -398,6 +405,12 @@ class StreamConfig(Model):
             )
         if self.traversal == "OFFSET" and self.mode != "snapshot":
             raise ValueError(f"traversal OFFSET cannot be used with mode {self.mode}; use ID_RANGE, or mode snapshot")
+        if self.deletes is not None and (self.mode == "snapshot" or self.table is None):
+            raise ValueError("deletes needs a table, and a mode that follows it, such as snapshot_then_tail")
+        if self.deletes is not None and (self.transforms or self.schema_file is not None):
+            raise ValueError(
+                "deletes cannot be used with transforms or schema: keys are compared as the table has them"
+            )
         if self.mode == "timestamp" and not self.order_by:
             raise ValueError("mode timestamp needs order_by with the column that holds the time of the last change")
         if self.start == "latest" and self.mode not in ("tail", "timestamp"):
@@ -457,6 +470,8 @@ class Config(Model):
                     f"streams[{index}].traversal OFFSET cannot be delivered exactly_once: its position is not "
                     "unique; use ID_RANGE"
                 )
+            if stream.deletes is not None and stream.source in self.sources and self.coordination == "kafka":
+                raise ValueError(f"streams[{index}].deletes cannot be used where work is shared (coordination kafka)")
         if self.coordination != "none" and self.checkpoints.type != self.coordination:
             raise ValueError(
                 f"coordination {self.coordination} needs checkpoints of type {self.coordination}, not "

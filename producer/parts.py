@@ -17,9 +17,11 @@ from producer.errors import ConfigError, ProducerError
 from producer.model import Dataset, Json
 from producer.protocols import CheckpointStore, LendingStore, PageWriter, Source
 from producer.sources import SOURCES
-from producer.unit import OpenWriter
+from producer.unit import FindDeleted, OpenWriter
 
 if TYPE_CHECKING:
+    from pyarrow import RecordBatch
+
     from producer.encoding.registry import RegistryClient
     from producer.sinks.kafka import Around, KafkaSink, KafkaWriter
     from producer.transforms import Transform
@@ -40,6 +42,7 @@ class Parts:
     sources: Mapping[str, Source]
     store: CheckpointStore
     open_writer: OpenWriter
+    deleted: FindDeleted | None = None
     clients: Sequence[Any] = ()  # what else is to be closed, after the sources and before the store
 
 
@@ -140,7 +143,12 @@ async def open_parts(config: Config, run_id: str) -> Parts:
             transactional_id = cast(LendingStore, store).transactional_id(unit)
         return await open_kafka_writer(stream, dataset, sink, registry, transactional_id, dead_lettered)
 
-    return Parts(sources, store, open_writer, [sink, *([registry] if registry else [])])
+    async def deleted(stream: StreamConfig, dataset: Dataset) -> RecordBatch | None:
+        from producer.deletes import deleted_keys
+
+        return await deleted_keys(config, stream, sources[stream.source], dataset)
+
+    return Parts(sources, store, open_writer, deleted, [sink, *([registry] if registry else [])])
 
 
 async def open_kafka_writer(

@@ -103,6 +103,7 @@ class StreamIO:
     throttle: Callable[[int], Coroutine[Any, Any, None]]
     wake: asyncio.Event  # set by a source that knows of new rows
     row_bytes: int | None = None
+    deleted: Callable[[], Awaitable[Page | None]] | None = None  # rows that are gone, when it is time to look
 
 
 #: Saves checkpoints, all or none.
@@ -305,6 +306,10 @@ def follows(io: StreamIO, progress: SplitProgress) -> bool:
     return io.follow and progress.checkpoint.split.is_open
 
 
+def _is_tail(io: StreamIO, progress: SplitProgress) -> bool:
+    return follows(io, progress) and progress.checkpoint.split.upper is None
+
+
 async def _next(
     ahead: asyncio.Queue[tuple[Page, Reservation] | None], fetching: asyncio.Task[None]
 ) -> tuple[Page, Reservation] | None:
@@ -346,7 +351,11 @@ async def _fetch(
         started, asked_at = time.perf_counter(), time.monotonic()
         io.wake.clear()  # a sign that comes while the page is read may be of rows that it has not
         try:
-            page = await reader.fetch(position, sizer.rows)
+            # What is read after this may have come back since: it is sent after the tombstones.
+            gone = await io.deleted() if io.deleted is not None and _is_tail(io, progress) else None
+            page = gone or await reader.fetch(position, sizer.rows)
+            if gone is not None:
+                page = replace(gone, position=position)
         except TransientError:
             raise
         except ProducerError:

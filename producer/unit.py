@@ -9,15 +9,18 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import functools
+import time
 from collections.abc import Awaitable, Callable, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol, cast
 
+import pyarrow as pa
+
 from producer.config import StreamConfig
 from producer.errors import CheckpointConflictError, OtherQueryError, ProducerError, TransientError
 from producer.inflight import ByteBudget
-from producer.model import Checkpoint, Dataset, Split, StreamState
+from producer.model import Checkpoint, Dataset, Page, Split, StreamState
 from producer.pipeline import Committer, Limits, Save, SplitProgress, StreamIO, wait_for_any
 from producer.protocols import CheckpointStore, LendingStore, PageWriter, Source, TransactionalWriter, WakingSource
 from producer.retry import attempts
@@ -34,6 +37,9 @@ LOOK_BEFORE_CLAIM_S = 1.0
 #: The last argument is told the reason of each dead letter that was acknowledged.
 OpenWriter = Callable[[StreamConfig, Dataset, str, Callable[[str], None]], Awaitable[PageWriter[Any]]]
 
+#: The keys on a stream's topic that its source has no longer; None where there are none.
+FindDeleted = Callable[[StreamConfig, Dataset], Awaitable[pa.RecordBatch | None]]
+
 
 @dataclass(frozen=True, slots=True)
 class Engine:
@@ -48,6 +54,7 @@ class Engine:
     give_up_after_s: float
     stands_by: bool = False  # a stream that another process runs is waited for
     trace: Trace = untraced
+    deleted: FindDeleted | None = None
     exactly_once: bool = False  # the writers are TransactionalWriters, the store can lend its transactional ids
 
 
@@ -252,7 +259,27 @@ class Unit:
             throttle=self.observer.throttle,
             wake=self.wake,
             row_bytes=self.dataset.row_bytes_estimate,
+            deleted=self._deletes(),
         )
+
+    def _deletes(self) -> Callable[[], Awaitable[Page | None]] | None:
+        """A page of tombstones every ``deletes.every_s`` seconds, where rows are gone."""
+        find, wanted, dataset = self.engine.deleted, self.config.deletes, self.dataset
+        if find is None or wanted is None:
+            return None
+        due = time.monotonic() + wanted.every_s
+
+        async def look() -> Page | None:
+            nonlocal due
+            if time.monotonic() < due:
+                return None
+            keys = await find(self.config, dataset)
+            due = time.monotonic() + wanted.every_s
+            if keys is None:
+                return None
+            return Page(pa.RecordBatch.from_pylist([], dataset.schema), None, tombstones=keys)
+
+        return look
 
 
 async def sleep_until_stop(stop: asyncio.Event, seconds: float) -> None:
