@@ -59,6 +59,7 @@ class StreamMetrics:
     backfill_eta_seconds: Gauge
     source_lag_seconds: Gauge
     source_lag_rows: Gauge
+    source_throttle_factor: Gauge
     rate_limit_wait_seconds: Counter
     gap_holes_open: Gauge
     gap_holes_expired: Counter
@@ -129,6 +130,9 @@ class Metrics:
         self.splits = gauge("splits", "Splits by state.", "state")
         self.source_lag_seconds = gauge("source_lag_seconds", "Time since the source's end was seen: the topic's age.")
         self.source_lag_rows = gauge("source_lag_rows", "About how many rows the source is ahead of the topic.")
+        self.source_throttle_factor = gauge(
+            "source_throttle_factor", "1: the source is read at full speed; less after errors and slow answers."
+        )
         self.retries = counter("retries_total", "Attempts after a transient error, by its class.", "reason")
         self.failures = counter("failures_total", "Times the stream failed for good, by the error's class.", "reason")
         self.rate_limit_wait_seconds = counter("rate_limit_wait_seconds_total", "Time waited because of a rate limit.")
@@ -168,6 +172,7 @@ class Metrics:
             backfill_eta_seconds=self.backfill_eta_seconds.labels(*labels),
             source_lag_seconds=self.source_lag_seconds.labels(*labels),
             source_lag_rows=self.source_lag_rows.labels(*labels),
+            source_throttle_factor=self.source_throttle_factor.labels(*labels),
             rate_limit_wait_seconds=self.rate_limit_wait_seconds.labels(*labels),
             gap_holes_open=self.gap_holes_open.labels(*labels),
             gap_holes_expired=self.gap_holes_expired.labels(*labels),

@@ -19,6 +19,7 @@ from typing import Any
 from producer.errors import ProducerError, TransientError
 from producer.inflight import ByteBudget, Prefix, Reservation, Window
 from producer.model import Checkpoint, KeyPosition, Page, Position
+from producer.pressure import Pressure
 from producer.protocols import PageReader, PageWriter, RememberingReader
 from producer.retry import attempts
 
@@ -103,6 +104,7 @@ class StreamIO:
     throttle: Callable[[int], Coroutine[Any, Any, None]]
     wake: asyncio.Event  # set by a source that knows of new rows
     row_bytes: int | None = None
+    pressure: Pressure = field(default_factory=Pressure)
     deleted: Callable[[], Awaitable[Page | None]] | None = None  # rows that are gone, when it is time to look
 
 
@@ -353,10 +355,14 @@ async def _fetch(
         try:
             # What is read after this may have come back since: it is sent after the tombstones.
             gone = await io.deleted() if io.deleted is not None and _is_tail(io, progress) else None
-            page = gone or await reader.fetch(position, sizer.rows)
+            async with io.pressure.place():
+                asked = time.perf_counter()
+                page = gone or await reader.fetch(position, io.pressure.rows(sizer.rows))
+            io.pressure.answered(time.perf_counter() - asked)
             if gone is not None:
                 page = replace(gone, position=position)
-        except TransientError:
+        except TransientError as error:
+            io.pressure.failed(error)
             raise
         except ProducerError:
             await ahead.put(None)

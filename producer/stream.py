@@ -94,6 +94,7 @@ class Stream:
         self._replaying = asyncio.Lock()
         self._made_at = time.monotonic()
         metrics.state("starting")
+        metrics.source_throttle_factor.set(1)
 
     # --- control ---------------------------------------------------------------------------------------------------
 
@@ -372,6 +373,10 @@ class Stream:
         if isinstance(error, RateLimitedError):
             self._metrics.rate_limit_wait_seconds.inc(wait_s)
         log.warning("retrying", stream=self.config.name, error=str(error), wait_s=round(wait_s, 1))
+
+    def pressed(self, factor: float) -> None:
+        self._metrics.source_throttle_factor.set(factor)
+        log.debug("the source is read at another speed", stream=self.config.name, factor=factor)
 
     async def throttle(self, rows: int) -> None:
         """Holds the stream's rate at `max_rows_per_s`, all splits together."""

@@ -22,6 +22,7 @@ from producer.errors import CheckpointConflictError, OtherQueryError, ProducerEr
 from producer.inflight import ByteBudget
 from producer.model import Checkpoint, Dataset, Page, Split, StreamState
 from producer.pipeline import Committer, Limits, Save, SplitProgress, StreamIO, wait_for_any
+from producer.pressure import Pressure
 from producer.protocols import CheckpointStore, LendingStore, PageWriter, Source, TransactionalWriter, WakingSource
 from producer.retry import attempts
 from producer.scheduling import SplitSchedule
@@ -71,6 +72,10 @@ class Observer(Protocol):
 
     def retried(self, error: TransientError, wait_s: float) -> None: ...
 
+    def pressed(self, factor: float) -> None:
+        """With which part of its full speed the source is read from now on."""
+        ...
+
     def last_progress(self) -> float:
         """When something was acknowledged last, on the monotonic clock."""
         ...
@@ -100,7 +105,11 @@ class Unit:
     splits: list[SplitProgress] = field(default_factory=list)
     epoch: int = 0
     paused: bool = False  # as the store remembers it
+    pressure: Pressure = field(init=False)
     moving: tuple[SplitSchedule, Committer] | None = None
+
+    def __post_init__(self) -> None:
+        self.pressure = Pressure(self.config.max_parallel, self.observer.pressed)
 
     @property
     def follows(self) -> bool:
@@ -259,6 +268,7 @@ class Unit:
             throttle=self.observer.throttle,
             wake=self.wake,
             row_bytes=self.dataset.row_bytes_estimate,
+            pressure=self.pressure,
             deleted=self._deletes(),
         )
 

@@ -25,6 +25,7 @@ CONTRACT = [
     "producer_splits",
     "producer_source_lag_seconds",
     "producer_source_lag_rows",
+    "producer_source_throttle_factor",
     "producer_retries_total",
     "producer_rate_limit_wait_seconds_total",
     "producer_dead_letters_total",
