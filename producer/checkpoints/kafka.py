@@ -155,8 +155,9 @@ class KafkaCheckpointStore:
         return self._partitions
 
     async def release(self, stream: str) -> None:
-        """Gives a claim up, for another process to take."""
-        await self._forget(stream)
+        """Gives a claim up, for another process to take. One that is still being made is waited for: done later, it
+        would fence that process."""
+        await self._in_turn(stream, "release", self._forget(stream))
 
     async def lend(self, stream: str, epoch: int) -> None:
         """Leaves the stream's transactional id to a writer that commits `records` in transactions of its own.

@@ -280,3 +280,33 @@ async def test_a_broker_that_is_away_is_an_error_in_time_and_commits_go_on_when_
 async def test_a_broker_that_is_not_there_is_named(open_store: Open) -> None:
     with pytest.raises(StoreUnavailableError, match=r"127\.0\.0\.1:1: could not connect: connection refused"):
         await open_store("127.0.0.1:1")
+
+
+async def test_a_claim_that_is_given_up_halfway_fences_nobody_afterwards(open_store: Open) -> None:
+    first, second = await open_store(), await open_store()
+    begun, go_on = asyncio.Event(), asyncio.Event()
+    make = first._new_producer
+
+    async def slowly(stream: str) -> AIOKafkaProducer:
+        begun.set()
+        await go_on.wait()
+        return await make(stream)
+
+    first._new_producer = slowly  # type: ignore[method-assign]
+    claiming = asyncio.create_task(first.claim("t"))
+    await begun.wait()
+    claiming.cancel()
+    await asyncio.wait({claiming})
+    releasing = asyncio.create_task(first.release("t"))
+    await asyncio.wait({releasing}, timeout=0.1)
+    if not releasing.done():
+        go_on.set()
+        await releasing
+    epoch = await second.claim("t")
+    go_on.set()
+    async with asyncio.timeout(20):
+        while first._work:
+            await asyncio.sleep(0.01)
+    await second.begin(state(epoch, at(0, 0)))
+    await second.commit("t", epoch, [at(0, 1)])
+    assert "t" not in first._claims
