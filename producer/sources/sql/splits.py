@@ -99,7 +99,9 @@ async def _walked(
     found: list[tuple[KeyScalar, ...]] = []
     for _ in range(pieces - 1):
         after = found[-1] if found else lower
-        query = keyset.step_query(selection, after, step, mark=database.mark, row_values=database.row_values)
+        query = keyset.step_query(
+            selection, after, step, mark=database.mark, row_values=database.row_values, upper=upper
+        )
         found += await session.keys(query)
     return found
 
