@@ -25,6 +25,9 @@ a secret: adapters translate third parties' errors in one place each, and leave 
 
 from __future__ import annotations
 
+import os
+import traceback
+
 
 class ProducerError(Exception):
     """Base of all errors raised on purpose: `message` says what is wrong, `hint` the way out ('' where none)."""
@@ -72,6 +75,15 @@ class StandbyError(TransientError):
 
 class PermanentError(ProducerError):
     """Trying again cannot help: the stream stops with its checkpoint where it is."""
+
+
+def unexpected(error: Exception) -> PermanentError:
+    """An error that nobody foresaw, as one of ours. Its text may hold anything, passwords included: only its kind and
+    place are told."""
+    place = traceback.extract_tb(error.__traceback__)[-1]
+    ours = PermanentError(f"unexpected {type(error).__name__} at {os.path.basename(place.filename)}:{place.lineno}")
+    ours.__cause__ = error
+    return ours
 
 
 class AuthenticationError(PermanentError):

@@ -73,8 +73,10 @@ class PageSizer:
 
     @property
     def bytes(self) -> int:
-        """What the next page will about need in memory."""
-        return min(self.limits.page_bytes, int(self.rows * (self.row_bytes or 1024)) + 1)
+        """What the next page will about need in memory; a row wider than a page all of it."""
+        if self.row_bytes:
+            return int(self.rows * self.row_bytes) + 1
+        return min(self.limits.page_bytes, self.rows * 1024) + 1
 
     def saw(self, rows: int, nbytes: int) -> None:
         """Learns from a page: follows wider rows at once and narrower ones slowly."""
@@ -290,10 +292,9 @@ async def _move(
                 )
                 waiting = progress.unacknowledged
                 waiting[sequence] = (time.monotonic(), page.rows)
+                held.discard(reservation)  # the sink has the page now, also when the attempt ends
                 future.add_done_callback(
-                    _Acknowledged(
-                        io, window, sequence, failure, reservation, held, waiting, sent, page.rows, prepared.bytes
-                    )
+                    _Acknowledged(io, window, sequence, failure, reservation, waiting, sent, page.rows, prepared.bytes)
                 )
             del page, prepared, item
         await io.commits.drained(window)
@@ -413,14 +414,12 @@ class _Acknowledged:
     sequence: int
     failure: asyncio.Future[None]
     reservation: Reservation
-    held: set[Reservation]
     waiting: dict[int, tuple[float, int]]
     sent: float
     rows: int
     bytes: int
 
     def __call__(self, future: asyncio.Future[None]) -> None:
-        self.held.discard(self.reservation)
         self.reservation.release()
         self.waiting.pop(self.sequence, None)
         error = asyncio.CancelledError() if future.cancelled() else future.exception()

@@ -14,7 +14,7 @@ from typing import Any
 import structlog
 
 from producer.config import Config
-from producer.errors import ConfigError, PermanentError, ProducerError, StandbyError
+from producer.errors import ConfigError, PermanentError, ProducerError, StandbyError, unexpected
 from producer.inflight import ByteBudget
 from producer.lineage import lineage
 from producer.logs import redactor
@@ -188,6 +188,8 @@ class Service:
                     await stream.start()
                 except ProducerError as error:
                     return error
+                except Exception as error:  # whatever it is: it is this stream's failure
+                    return unexpected(error)
             return None
 
         streams = list(self._streams.values())

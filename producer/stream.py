@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import functools
 import time
 from collections.abc import AsyncIterator, Mapping, Sequence
@@ -26,13 +27,13 @@ from producer.errors import (
     SourceUnavailableError,
     StoreUnavailableError,
     TransientError,
+    unexpected,
 )
 from producer.metrics import StreamMetrics
 from producer.model import REPLAY, Between, Checkpoint, Dataset, Split
 from producer.pipeline import SplitProgress, wait_for_any
 from producer.protocols import PageWriter, Source
 from producer.retry import attempts
-from producer.scheduling import ignored_transient
 from producer.unit import Engine, Unit, sleep_until_stop
 
 log = structlog.get_logger("producer")
@@ -232,6 +233,8 @@ class Stream:
             self._enter("starting")
         except ProducerError as error:
             return error
+        except Exception as error:  # whatever it is: it is this stream's failure, and the others go on
+            return unexpected(error)
         return None
 
     async def _adapt(self, error: ProducerError) -> ProducerError | None:
@@ -291,6 +294,8 @@ class Stream:
         self._enter("failed")
         self._metrics.failed(type(error).__name__)
         log.error("stream failed", stream=self.config.name, error=error.message, hint=error.hint or None)
+        if error.__cause__ is not None:
+            log.debug("the cause", stream=self.config.name, exc_info=error.__cause__)
 
     async def close(self) -> None:
         if self._writer is not None:
@@ -400,7 +405,7 @@ class Stream:
                     metrics.backfill_eta_seconds.set(status.rows_remaining / (rows / seconds))
             rate_from = (time.monotonic(), status.rows_acked)
             await asyncio.sleep(WATCH_INTERVAL_S)
-            with ignored_transient(self.config.name):
+            with contextlib.suppress(ProducerError):  # what lasts, the reading meets as well
                 asked = [
                     await self._source.remaining(self.config, self._dataset, progress.checkpoint)
                     for progress in status.splits

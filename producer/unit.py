@@ -18,7 +18,14 @@ from typing import Any, Protocol, cast
 import pyarrow as pa
 
 from producer.config import StreamConfig
-from producer.errors import CheckpointConflictError, OtherQueryError, ProducerError, TransientError
+from producer.errors import (
+    CheckpointConflictError,
+    OtherQueryError,
+    ProducerError,
+    SinkUnavailableError,
+    TransientError,
+    unexpected,
+)
 from producer.inflight import ByteBudget
 from producer.model import Checkpoint, Dataset, Page, Split, StreamState
 from producer.pipeline import Committer, Limits, Save, SplitProgress, StreamIO, wait_for_any
@@ -33,6 +40,8 @@ TRANSACTION_PAGES = 64
 TRANSACTION_INTERVAL_S = 0.5
 MAX_PAGE_BYTES = 4 * 2**20
 LOOK_BEFORE_CLAIM_S = 1.0
+#: From when a runner fences an older one to when its own epoch can be read.
+TAKEN_OVER_KNOWN_S = 2.0
 
 #: Makes a unit's writer once the dataset is known: schemas are derived or checked and registered, the topic made.
 #: The last argument is told the reason of each dead letter that was acknowledged.
@@ -175,7 +184,7 @@ class Unit:
                         await self._run_in_transactions()
             else:
                 await self._run_splits(self._committer(self._save), retrying=True)
-        except* ProducerError as group:
+        except* Exception as group:  # whatever it is: it is this stream's failure, and the others go on
             error = first_error(group)
         if error is not None:
             raise error
@@ -216,6 +225,12 @@ class Unit:
             await self._run_splits(committer, retrying=False)
         except* ProducerError as group:
             error = first_error(group)
+        if isinstance(error, CheckpointConflictError):
+            # The broker fences whoever it has not heard of for the transaction's timeout just as it fences an older
+            # runner. A newer one has written its epoch by now, and the loan is refused.
+            await wait_for_any(self.stop, timeout_s=TAKEN_OVER_KNOWN_S)
+            await store.lend(self.name, self.epoch)
+            error = SinkUnavailableError(f"stream {self.config.name!r}: the broker has given up our transaction")
         if error is not None:
             raise error
 
@@ -310,7 +325,7 @@ def refuse_other_query(state: StreamState | None, stream: str, fingerprint: str)
         )
 
 
-def first_error(group: BaseExceptionGroup[ProducerError]) -> ProducerError:
+def first_error(group: BaseExceptionGroup[Exception]) -> ProducerError:
     """The first error in a tree of groups, the permanent ones before the transient."""
     errors: list[ProducerError] = []
 
@@ -318,8 +333,8 @@ def first_error(group: BaseExceptionGroup[ProducerError]) -> ProducerError:
         if isinstance(error, BaseExceptionGroup):
             for inner in error.exceptions:
                 collect(inner)
-        elif isinstance(error, ProducerError):
-            errors.append(error)
+        elif isinstance(error, Exception):
+            errors.append(error if isinstance(error, ProducerError) else unexpected(error))
 
     collect(group)
     return min(errors, key=lambda error: isinstance(error, TransientError))

@@ -164,9 +164,10 @@ class FileCheckpointStore:
         self._save(state.with_changes(changed, _now()))
 
     def _check_epoch(self, stream: str, epoch: int) -> StreamState | None:
-        """What is on disk, provided that no newer runner has been there."""
+        """What is on disk, provided that no other runner has been there; in a directory that was made anew its epoch
+        may be lower."""
         state = self._read(stream)
-        if state is not None and state.epoch > epoch:
+        if state is not None and state.epoch != epoch:
             raise CheckpointConflictError(
                 f"stream {stream!r} has been taken over by another runner (epoch {state.epoch}, ours is {epoch})",
                 hint="let only one run of a stream use a checkpoint directory",

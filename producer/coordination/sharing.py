@@ -13,7 +13,7 @@ from typing import Any, cast
 
 import structlog
 
-from producer.errors import CheckpointConflictError, ProducerError, TransientError
+from producer.errors import CheckpointConflictError, ProducerError, TransientError, unexpected
 from producer.model import Checkpoint, StreamState, unit_name
 from producer.pipeline import wait_for_any
 from producer.protocols import LendingStore, PageWriter
@@ -87,7 +87,10 @@ class SharedStream(Stream):
     # --- ownership -------------------------------------------------------------------------------------------------
 
     async def own(self, partitions: Collection[int]) -> None:
-        """Begins to run these units, beside what runs already."""
+        """Begins to run these units, beside what runs already; where nothing runs yet, as soon as it does."""
+        if self._broken is None:
+            self._resting |= frozenset(partitions)
+            return
         for partition in sorted(partitions):
             if partition not in self._owned and self.failure is None and not self._all_done:
                 self._owned[partition] = asyncio.create_task(self._run_unit(partition))
@@ -147,7 +150,8 @@ class SharedStream(Stream):
         except CheckpointConflictError as error:
             # Not this stream's failure: the group has given the unit to somebody while we could not hear of it.
             log.warning("unit taken over", stream=self.config.name, unit=partition, error=error.message)
-        except ProducerError as error:
+        except Exception as error:  # whatever it is: a unit that nobody runs would be missed by nobody
+            error = error if isinstance(error, ProducerError) else unexpected(error)
             if self._broken is not None and not self._broken.done():
                 self._broken.set_result(error)
         finally:
@@ -174,6 +178,7 @@ class SharedStream(Stream):
             if not self._all_done:
                 self._resting = frozenset(self._owned)
                 await self._rest(self._resting)
+            self._broken = None
 
     async def _remember_pause(self) -> None:
         """A pause is kept with the stream's own state, where all processes look."""
