@@ -21,6 +21,7 @@ from producer.config import KafkaConfig
 from producer.kafka import client_options, connect, give_up
 
 _CLOSE_TIMEOUT_S = 2.0
+_LEADER_WAIT_S = 0.1
 _NO_REPLICA = -1
 _READ_UNCOMMITTED = 0
 _LATEST = -1
@@ -103,6 +104,17 @@ class StateTopic:
         consumer.pause(*wanted)  # nothing is fetched until the next call
 
     async def _ends(self, consumer: AIOKafkaConsumer, wanted: Sequence[TopicPartition]) -> dict[TopicPartition, int]:
+        while True:
+            try:
+                return await self._ends_now(consumer, wanted)
+            except (ke.NotLeaderForPartitionError, ke.LeaderNotAvailableError, ke.UnknownTopicOrPartitionError):
+                # The topic has just been made, or has moved: the caller's deadline decides for how long that is well.
+                await asyncio.sleep(_LEADER_WAIT_S)
+                await consumer._client.force_metadata_update()
+
+    async def _ends_now(
+        self, consumer: AIOKafkaConsumer, wanted: Sequence[TopicPartition]
+    ) -> dict[TopicPartition, int]:
         client = consumer._client
         by_leader: defaultdict[int, list[TopicPartition]] = defaultdict(list)
         for partition in wanted:

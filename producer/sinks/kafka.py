@@ -15,7 +15,6 @@ from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any, Protocol, TypedDict, Unpack
-from weakref import WeakSet
 
 import pyarrow as pa
 from aiokafka import AIOKafkaProducer
@@ -99,7 +98,8 @@ class KafkaSink:
         self._app = app
         self._run_id = run_id
         self._topics: dict[str, TopicInfo] = {}
-        self._writers: WeakSet[KafkaWriter] = WeakSet()
+        self._asked: dict[str, object] = {}  # how each topic was asked for
+        self._writers: set[KafkaWriter] = set()
         self._publishing = asyncio.Lock()
         self._state: Connection | None = None
         self.state_topic = config.state_topic or f"{app}.state"
@@ -111,7 +111,7 @@ class KafkaSink:
             pass
 
     async def close(self) -> None:
-        await asyncio.gather(*(writer.close() for writer in self._writers))
+        await asyncio.gather(*(writer.close() for writer in tuple(self._writers)))
         if self._state is not None:
             await self._state.close()
             self._state = None
@@ -125,9 +125,10 @@ class KafkaSink:
     ) -> int:
         """How many partitions the topic has, which is made if it is not there; see `producer.kafka.ensure_topic`.
 
-        A topic that was found before is not asked for again.
+        A topic that was found by the same settings is not asked for again.
         """
-        if name not in self._topics:
+        asked = (partitions, replication_factor, dict(topic_config or {}))
+        if self._asked.get(name) != asked:
             self._topics[name] = await ensure_topic(
                 self._config,
                 name,
@@ -135,6 +136,7 @@ class KafkaSink:
                 replication_factor=replication_factor,
                 topic_config=topic_config,
             )
+        self._asked[name] = asked
         return self._topics[name].partitions
 
     def writer(
@@ -167,6 +169,7 @@ class KafkaSink:
             writer.transactional_id = transactional_id
         writer.around = around
         self._writers.add(writer)
+        writer.closed = self._writers.discard
         return writer
 
     async def publish_schema(self, fingerprint: str, schema: Mapping[str, Any]) -> None:
@@ -214,6 +217,7 @@ class KafkaWriter:
         self._max_batch_bytes = min(config.max_request_size, topic.max_message_bytes)
         self._connection: Connection | None = None
         self._connecting = asyncio.Lock()
+        self.closed: Callable[[KafkaWriter], object] = lambda writer: None  # told when it is
         self._deliveries: set[asyncio.Task[None]] = set()
 
     @property
@@ -327,6 +331,7 @@ class KafkaWriter:
                 self._connection = None
         if self._deliveries:
             await asyncio.wait(set(self._deliveries), timeout=_CLOSE_TIMEOUT_S)
+        self.closed(self)
 
 
 class Connection:

@@ -250,7 +250,7 @@ async def test_a_server_that_never_answers_is_given_up_at_the_deadline() -> None
     ("settings", "message"),
     [
         ({"security_protocol": "SASL_PLAINTEXT"}, "sasl_username or kafka.sasl_password is missing"),
-        ({"security_protocol": "SASL_PLAINTEXT", "sasl_mechanism": "OAUTHBEARER"}, "sasl_password is missing"),
+        ({"security_protocol": "SASL_PLAINTEXT", "sasl_mechanism": "OAUTHBEARER"}, "sasl_password are missing"),
         ({"security_protocol": "SSL", "ssl_cafile": "/nowhere/ca.pem"}, "cannot be loaded: No such file"),
     ],
 )
