@@ -11,7 +11,7 @@ from producer.errors import CheckpointConflictError
 from producer.model import Checkpoint, KeyPosition, OffsetPosition, Position, Split
 from producer.sinks.files import FileMark
 
-_RESET = "start over with resume=False, or use another output_dir"
+_RESET = "start over with resume=False (--no-resume), or use another output_dir (--output-dir)"
 
 
 @dataclass(frozen=True, slots=True)

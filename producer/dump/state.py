@@ -17,7 +17,7 @@ from producer.model import Checkpoint, checkpoint_from_json, checkpoint_to_json
 from producer.sinks.files import FileMark
 
 Json = Any
-_RESET = "start over with resume=False, or reset the dump"
+_RESET = "start over with resume=False (--no-resume), or reset the dump"
 
 
 @dataclass(frozen=True, slots=True)

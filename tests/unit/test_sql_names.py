@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from producer.errors import ConfigError
-from producer.sources.sql.names import bind_named, nearest, parameter_names, quote, split_name
+from producer.sources.sql.names import bind_named, nearest, nearest_table, parameter_names, quote, split_name
 
 
 @pytest.mark.parametrize(
@@ -45,3 +45,18 @@ def test_only_colons_outside_of_strings_names_and_comments_are_parameters() -> N
 def test_the_nearest_name_is_offered_whatever_its_case() -> None:
     assert nearest("evnts", ["Events", "users"]) == "did you mean 'Events'?"
     assert nearest("zzz", ["Events"]) == ""
+
+
+@pytest.mark.parametrize(
+    ("tables", "hint"),
+    [
+        (["orders", "users"], "did you mean 'orders'?"),
+        (["users", "events"], "tables: events, users"),
+        ([f"t{i:02}" for i in range(11)], "tables: t00, t01, t02, t03, t04, t05, t06, t07, t08, t09, ..."),
+        ([], "the database has no tables that this user sees"),
+    ],
+)
+def test_a_wrong_table_is_answered_with_the_nearest_one_or_with_those_that_are_there(
+    tables: list[str], hint: str
+) -> None:
+    assert nearest_table("ordrs", tables) == hint

@@ -133,7 +133,8 @@ def _where(stream: StreamConfig, what: str) -> tuple[str, Mapping[str, Json]]:
     missing = [name for name in used if name not in stream.params]
     unused = [name for name in stream.params if name not in used]
     if missing:
-        raise ConfigError(f"{what}, where: :{missing[0]} has no value", hint=f"add {missing[0]} to params")
+        hint = f"add {missing[0]} to params; with dump: --param {missing[0]}=VALUE"
+        raise ConfigError(f"{what}, where: :{missing[0]} has no value", hint=hint)
     if unused:
         raise ConfigError(f"{what}, params: where has no :{unused[0]}")
     return stream.where, dict(stream.params)

@@ -32,7 +32,7 @@ from producer.errors import (
 from producer.model import KeyScalar
 from producer.sources.sql import mysql_types
 from producer.sources.sql.arrow import read_rows
-from producer.sources.sql.names import bind_named, nearest, quote, split_name
+from producer.sources.sql.names import bind_named, nearest_table, quote, split_name
 from producer.sources.sql.scalars import key_scalar
 from producer.sources.sql.table import Column, Options, Query, Rows, Table
 
@@ -100,7 +100,7 @@ class MysqlDatabase:
         tables = {row[0]: row for row in await self._meta.rows(_TABLES, (schema,))}
         real = path[-1] if path[-1] in tables else next((t for t in tables if t.lower() == path[-1].lower()), None)
         if real is None:
-            raise ConfigError(f"table {name!r} is not there", hint=nearest(path[-1], tables))
+            raise ConfigError(f"table {name!r} is not there", hint=nearest_table(path[-1], tables))
         _, kind, comment, row_bytes = tables[real]
         ((shape,),) = await self._meta.rows(_SHAPE, (schema, real))  # first: what changes from here on is another one
         checks = await self._checks(schema, real)

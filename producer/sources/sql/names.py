@@ -31,7 +31,7 @@ def split_name(text: str, *, fold: Callable[[str], str]) -> tuple[str, ...]:
     while True:
         match = _PART.match(text, at)
         if match is None:
-            hint = 'write it as in SQL: schema.table or "Schema"."Table"'
+            hint = """write it as in SQL: schema.table, or with quotes: table: '"Odd Name"'"""
             raise ConfigError(f"table {text!r} is not a name", hint=hint)
         double, back, plain, dot = match.groups()
         if double is not None:
@@ -73,6 +73,13 @@ def nearest(name: str, choices: Iterable[str]) -> str:
     by_lower = {choice.lower(): choice for choice in choices}
     close = difflib.get_close_matches(name.lower(), by_lower, n=1, cutoff=0.6)
     return f"did you mean {by_lower[close[0]]!r}?" if close else ""
+
+
+def nearest_table(name: str, tables: Iterable[str]) -> str:
+    """`nearest`, or the first ten of `tables` when nothing is near."""
+    names = sorted(tables)
+    listed = "tables: " + ", ".join(names[:10]) + (", ..." if len(names) > 10 else "")
+    return nearest(name, names) or (listed if names else "the database has no tables that this user sees")
 
 
 def find_column(name: str, names: Sequence[str], *, where: str) -> str:

@@ -356,7 +356,8 @@ def _translate(error: Any, options: Options) -> ProducerError:
     if state.startswith(("40", "55")):
         return TransientError(f"{where}: {text}")
     if not state or state.startswith(("08", "53", "57", "58", "XX")):
-        return SourceUnavailableError(f"{where}: {text}")
+        hint = "" if state else "is the server up, and host and port in the source's url right?"
+        return SourceUnavailableError(f"{where}: {text}", hint=hint)
     return PermanentError(f"{where}: {text}")
 
 
@@ -364,4 +365,5 @@ def _first_line(text: str) -> str:
     """The server's own words in a driver's text of several lines."""
     found = re.search(r"(?:ERROR|FATAL|PANIC):\s+(.*)", text)
     line = found.group(1) if found else text.strip().splitlines()[0] if text.strip() else "no reason given"
+    line = re.sub(r"^[A-Z_]+: \[libpq\] (Failed to connect: )?", "", line)
     return re.sub(r"\s+", " ", line).strip().rstrip(".")

@@ -8,7 +8,7 @@ from typing import Any
 
 from producer.errors import ConfigError
 from producer.sources.sql import postgres_types
-from producer.sources.sql.names import nearest, quote
+from producer.sources.sql.names import nearest_table, quote
 from producer.sources.sql.postgres_types import TypeInfo
 from producer.sources.sql.table import Column, Table
 
@@ -124,7 +124,7 @@ def _no_such_table(run: Run, name: str, path: tuple[str, ...]) -> ConfigError:
             choices[table] = written[1]
         else:
             choices[f"{schema}.{table}"] = ".".join(written)
-    return ConfigError(f"table {name!r} is not there", hint=nearest(".".join(path), choices))
+    return ConfigError(f"table {name!r} is not there", hint=nearest_table(".".join(path), choices.values()))
 
 
 def parameter_types(run: Run, sql: str, names: Sequence[str]) -> dict[str, str]:

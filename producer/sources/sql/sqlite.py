@@ -38,7 +38,7 @@ from producer.model import KeyScalar
 from producer.sources.sql import sqlite_types
 from producer.sources.sql.adbc import Connection, tuples
 from producer.sources.sql.arrow import read_rows
-from producer.sources.sql.names import bind_named, nearest, quote, split_name
+from producer.sources.sql.names import bind_named, nearest_table, quote, split_name
 from producer.sources.sql.table import Column, Options, Query, Rows, Table
 from producer.sources.sql.threads import in_thread
 
@@ -299,7 +299,8 @@ def _reflect(connection: Connection, name: str, decimal: str | None) -> Table:
         (table for table in kinds if table.lower() == name.lower()), None
     )
     if real is None:
-        raise ConfigError(f"table {name!r} is not there", hint=nearest(name, kinds))
+        written = [table if table.isidentifier() else quote(table) for table in kinds]
+        raise ConfigError(f"table {name!r} is not there", hint=nearest_table(name, written))
     this = {"table": real}
     infos = _rows(
         connection, 'SELECT name, type, "notnull", pk FROM pragma_table_xinfo(:table) WHERE hidden <> 1', this
@@ -343,8 +344,11 @@ def _translated(path: Path) -> Iterator[None]:
         raise EncodeError(f"SQLite {str(path)!r}: a key's text is not UTF-8") from None
 
 
+_DRIVER = re.compile(r"^[A-Z_]+: \[SQLite\] (Failed to [a-z ]+: )?")  # what the driver says before SQLite's own words
+
+
 def _translate(error: Exception, path: Path) -> ProducerError:
-    text = str(error).strip().splitlines()[0]
+    text = _DRIVER.sub("", str(error).strip().splitlines()[0])
     where = f"SQLite {str(path)!r}"
     if not path.is_file():
         return ConfigError(f"{where}: there is no such file", hint="sqlite:///relative.db or sqlite:////absolute.db")
