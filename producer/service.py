@@ -146,10 +146,10 @@ class Service:
                 self._streams[stream.name] = kind(stream, parts.sources[stream.source], engine, metrics)
             for name, source in parts.sources.items():
                 self._listen(name, source)
-            await self._start_all()
-            self.ready = True
-            async with sharing(config, self._streams.values()):
-                await self._run_all(once, stop)
+            if await self._started(stop):
+                self.ready = True
+                async with sharing(config, self._streams.values()):
+                    await self._run_all(once, stop)
         finally:
             executor.shutdown(wait=False, cancel_futures=True)
             await self._close(parts)
@@ -176,6 +176,22 @@ class Service:
                 stream.asked_again(reason)
 
         source.on_news, source.on_wait, source.on_retry = news, waited, asked_again
+
+    async def _started(self, stop: asyncio.Event) -> bool:
+        """Whether all is started before `stop` is set: until then nothing moves, and nothing is to be drained."""
+        starting, stopping = asyncio.create_task(self._start_all()), asyncio.create_task(stop.wait())
+        try:
+            await asyncio.wait({starting, stopping}, return_when=asyncio.FIRST_COMPLETED)
+            if starting.done():
+                await starting
+                return True
+        finally:
+            starting.cancel()
+            stopping.cancel()
+            await asyncio.gather(starting, stopping, return_exceptions=True)
+        for stream in self._streams.values():
+            stream.stopped_early()
+        return False
 
     async def _start_all(self) -> None:
         """Starts every stream before any moves a row, so that a wrong configuration is known while nothing has

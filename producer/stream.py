@@ -297,6 +297,10 @@ class Stream:
         if error.__cause__ is not None:
             log.debug("the cause", stream=self.config.name, exc_info=error.__cause__)
 
+    def stopped_early(self) -> None:
+        """The run ends before its streams have started."""
+        self._enter("stopped")
+
     async def close(self) -> None:
         if self._writer is not None:
             await self._writer.close()

@@ -123,3 +123,24 @@ async def test_a_state_directory_that_was_made_anew_is_not_written_by_the_runner
     assert state is not None and state.checkpoints == tuple(at(1))
     await old.close()
     await new.close()
+
+
+@dataclass
+class SilentSource(ScriptedSource):
+    asked: bool = False
+
+    async def describe(self, stream: StreamConfig) -> Dataset:
+        self.asked = True
+        await asyncio.Event().wait()
+        raise AssertionError
+
+
+async def test_a_stop_does_not_wait_for_a_source_that_does_not_answer_at_the_start() -> None:
+    source, stop = SilentSource(10), asyncio.Event()
+    service = service_of({"a": source}, {"a": ScriptedWriter()}, MemoryStore())
+    running = asyncio.create_task(service.run(once=True, stop=stop))
+    await until(lambda: source.asked)
+    stop.set()
+    async with asyncio.timeout(10):
+        (summary,) = await running
+    assert (summary.state, source.closed) == ("stopped", 1)
