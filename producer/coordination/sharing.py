@@ -17,6 +17,7 @@ from producer.errors import CheckpointConflictError, ProducerError, TransientErr
 from producer.model import Checkpoint, StreamState, unit_name
 from producer.pipeline import wait_for_any
 from producer.protocols import LendingStore, PageWriter
+from producer.scheduling import ignored_transient
 from producer.stream import Stream, control_deadline
 from producer.unit import Unit, refuse_other_query
 
@@ -165,7 +166,9 @@ class SharedStream(Stream):
         """Runs until every unit of every process is done (`once`), a unit has failed, or all is to stop."""
         engine, following = self._engine, self.config.mode != "snapshot"
         self._broken = asyncio.get_running_loop().create_future()
-        await self.own(self._resting)  # after the table has changed
+        with ignored_transient(self.config.name):
+            await self._heed_pause()  # before anything moves
+        await self.own(self._resting)  # those that were assigned before, or rest since the table has changed
         try:
             while not engine.stop.is_set() and not self._broken.done():
                 await wait_for_any(engine.stop, timeout_s=LOOK_INTERVAL_S)

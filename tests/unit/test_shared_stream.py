@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from typing import Any, cast
+
+import pytest
 
 from producer.config import Config
 from producer.coordination.sharing import SharedStream
@@ -24,9 +28,8 @@ class MemoryLendingStore(MemoryStore):
     async def release(self, stream: str) -> None: ...
 
 
-async def test_units_that_are_assigned_before_the_stream_has_started_are_run_when_it_has() -> None:
-    source, writer, stop = ScriptedSource(200, cuts=(100,)), ScriptedWriter(), asyncio.Event()
-    source.describe_error = SourceUnavailableError("away")
+@contextmanager
+def shared(source: ScriptedSource, writer: ScriptedWriter, store: MemoryStore, stop: asyncio.Event) -> Iterator[Any]:
     config = Config.model_validate(
         {
             "coordination": "kafka",
@@ -41,7 +44,7 @@ async def test_units_that_are_assigned_before_the_stream_has_started_are_run_whe
 
     with ThreadPoolExecutor(1) as executor:
         engine = Engine(
-            store=cast(Any, MemoryLendingStore()),
+            store=cast(Any, store),
             open_writer=open_writer,
             budget=ByteBudget(1 << 20),
             executor=executor,
@@ -49,11 +52,15 @@ async def test_units_that_are_assigned_before_the_stream_has_started_are_run_whe
             once=True,
             give_up_after_s=5,
         )
-        stream = SharedStream(config.streams[0], source, engine, Metrics().stream("t", "s", "t"))
-        try:
+        yield SharedStream(config.streams[0], source, engine, Metrics().stream("t", "s", "t"))
+
+
+async def test_units_that_are_assigned_before_the_stream_has_started_are_run_when_it_has() -> None:
+    source, writer = ScriptedSource(200, cuts=(100,)), ScriptedWriter()
+    source.describe_error = SourceUnavailableError("away")
+    with shared(source, writer, MemoryLendingStore(), asyncio.Event()) as stream:
+        with pytest.raises(SourceUnavailableError):
             await stream.start()
-        except SourceUnavailableError:
-            pass
         await stream.own([0, 1])  # as the group does, which knows nothing of the source
         await asyncio.sleep(0)
         source.describe_error = None
@@ -61,3 +68,20 @@ async def test_units_that_are_assigned_before_the_stream_has_started_are_run_whe
             await stream.run()
     assert stream.status.state == "complete"
     assert sorted(writer.sent) == list(range(1, 201))
+
+
+async def test_a_paused_stream_sends_nothing_after_a_restart() -> None:
+    source, writer, store, stop = ScriptedSource(200), ScriptedWriter(), MemoryLendingStore(), asyncio.Event()
+    with shared(source, writer, store, stop) as stream:
+        await stream.start()
+        store.states["t"] = replace(store.states["t"], paused=True)
+        await stream.own([0, 1])
+        running = asyncio.create_task(stream.run())
+        try:
+            async with asyncio.timeout(10):
+                while stream.status.state != "paused" or not source.readers:
+                    await asyncio.sleep(0.002)
+        finally:
+            stop.set()
+            await asyncio.wait({running})
+    assert writer.sent == []
