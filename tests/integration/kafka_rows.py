@@ -106,13 +106,14 @@ async def read_topic(
     bootstrap: str, topic: str, *, isolation_level: str = "read_uncommitted", timeout_s: float = 20
 ) -> list[ConsumerRecord]:
     """All records of a topic as of now, by partition and offset."""
+    options = client_options(KafkaConfig(bootstrap_servers=bootstrap))
     consumer = AIOKafkaConsumer(
-        **client_options(KafkaConfig(bootstrap_servers=bootstrap)),
-        isolation_level=isolation_level,
-        auto_offset_reset="earliest",
-        enable_auto_commit=False,
+        **options, isolation_level=isolation_level, auto_offset_reset="earliest", enable_auto_commit=False
     )
+    # The end for a read_committed consumer lags: a commit is answered before its markers are everywhere.
+    watermarks = AIOKafkaConsumer(**options, enable_auto_commit=False)
     await consumer.start()
+    await watermarks.start()
     records: list[ConsumerRecord] = []
     try:
         async with asyncio.timeout(timeout_s):
@@ -120,10 +121,12 @@ async def read_topic(
             parts = [TopicPartition(topic, p) for p in consumer.partitions_for_topic(topic) or ()]
             consumer.assign(parts)
             await consumer.seek_to_beginning()
-            ends = await consumer.end_offsets(parts)
+            watermarks.assign(parts)
+            ends = await watermarks.end_offsets(parts)
             while any([await consumer.position(p) < ends[p] for p in parts]):
                 for found in (await consumer.getmany(timeout_ms=100)).values():
                     records.extend(found)
     finally:
         await consumer.stop()
+        await watermarks.stop()
     return sorted(records, key=lambda r: (r.partition, r.offset))

@@ -234,9 +234,15 @@ async def test_list_shows_letters_and_replay_sends_what_has_been_mended(
     code, letters = await asyncio.to_thread(_told, capsys, "list", path, "t")
     assert sorted(json.loads(letter["key"])["id"] for letter in letters) == BAD[1:]
 
-    path = str(shop.write({}))  # without the cast, what is left has a form
+    connection = sqlite3.connect(shop.folder / "shop.db")
+    with connection:
+        connection.execute("UPDATE t SET a = '7' WHERE a = 'one'")
+    connection.close()
     code, told = await asyncio.to_thread(_told, capsys, "replay", path, "t")
     assert (told["sent"], told["failed_again"], told["not_found"]) == (len(BAD) - 2, 0, 1)
+    # Without the cast the topic would hold text where it has held numbers.
+    assert await asyncio.to_thread(_main, "replay", str(shop.write({})), "t") == 1
+    assert "field 'a'" in capsys.readouterr().err
 
 
 async def test_without_letters_there_is_nothing_to_do(shop: Shop, capsys: pytest.CaptureFixture[str]) -> None:
