@@ -167,7 +167,9 @@ class Stream:
         status.split_lists = [unit.splits]
         if unit.paused:
             self._gate.clear()
-            log.info("stream is paused, as it was before", stream=config.name, hint="resume it by HTTP or command")
+            log.info(
+                "stream is paused, as it was before", stream=config.name, hint=f"producer resume CONFIG {config.name}"
+            )
         before = sum(p.checkpoint.rows for p in unit.splits if not p.checkpoint.split.is_replay)
         status.rows_total_estimate = dataset.rows_estimate
         status.rows_remaining = max(0, dataset.rows_estimate - before) if dataset.rows_estimate is not None else None
@@ -206,11 +208,14 @@ class Stream:
             self._show_status()
         if error is not None:
             self.fail(error)
+        elif self._engine.once and not self._gate.is_set() and not self._engine.stop.is_set():
+            self._enter("paused")
         else:
             self._enter("complete" if self._complete() else "stopped")
 
     def _at_rest(self) -> bool:
-        return self._engine.stop.is_set() or self._complete()
+        paused = self._engine.once and not self._gate.is_set()  # nobody may be there to resume it
+        return self._engine.stop.is_set() or paused or self._complete()
 
     def _complete(self) -> bool:
         return self.started and all(progress.checkpoint.done for progress in self.status.splits)
@@ -221,6 +226,8 @@ class Stream:
                 with attempt:
                     await self.start()
             self._enter("running" if self._gate.is_set() else "paused")
+            if self._engine.once and not self._gate.is_set():
+                return None
             watching = asyncio.create_task(self._watch())
             try:
                 await self._run_units()

@@ -75,6 +75,7 @@ class Verified:
             "topic": self.topic,
             "agrees": found.agrees,
             **{name: getattr(found, name) for name in names},
+            "source_rows": found.source_rows - found.source_repeats,
             "source_checksum": f"{found.source_checksum:016x}",
             "topic_checksum": f"{found.topic_checksum:016x}",
             "missing_keys": self.missing,
@@ -168,9 +169,12 @@ class _Rows:
                     side.add(keys, values, piece.needed)
                     self._counts.rows += len(keys)
 
-        async with asyncio.TaskGroup() as group:
-            for piece in self._pieces:
-                group.create_task(read(piece))
+        # The last that is said of a key counts: what a replay has yet to read says nothing of what was sent before.
+        replays = [piece for piece in self._pieces if piece.split.is_replay]
+        for pieces in (replays, [piece for piece in self._pieces if not piece.split.is_replay]):
+            async with asyncio.TaskGroup() as group:
+                for piece in pieces:
+                    group.create_task(read(piece))
 
     async def find(self, wanted: set[int]) -> dict[int, tuple[str, bytes]]:
         """The names and values of the rows with these hashes of their keys."""

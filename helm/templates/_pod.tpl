@@ -185,15 +185,9 @@ activeDeadlineSeconds: {{ . }}
 {{- if not (kindIs "invalid" .Values.job.ttlSecondsAfterFinished) }}
 ttlSecondsAfterFinished: {{ .Values.job.ttlSecondsAfterFinished }}
 {{- end }}
-# A wrong configuration stays wrong; a pod that was moved away is not an attempt.
+# A pod that was moved away is not an attempt.
 podFailurePolicy:
   rules:
-    - action: FailJob
-      onExitCodes:
-        containerName: producer
-        operator: In
-        values: [2]
-      onPodConditions: []  # clients before 1.30 ask for it
     - action: Ignore
       onPodConditions:
         - type: DisruptionTarget

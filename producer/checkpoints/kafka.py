@@ -33,6 +33,7 @@ from producer.model import Checkpoint, Json, StreamState, checkpoint_from_json, 
 #: A crashed runner's open transaction holds readers up for so long at most; a commit takes some milliseconds.
 _TRANSACTION_TIMEOUT_MS = 10_000
 _CLOSE_TIMEOUT_S = 2.0
+_NEWER_EPOCH_WAIT_S = 2.0
 
 #: partition, key, value
 StateRecord = tuple[int, bytes, bytes | None]
@@ -244,7 +245,12 @@ class KafkaCheckpointStore:
             claim.producer = None
             await abandon(producer)
             if isinstance(error, ke.ProducerFenced | ke.InvalidProducerEpoch):
-                self._claims.pop(stream, None)
+                # By a newer runner, whose epoch is there in a moment, or by the broker: the transaction took too long.
+                await asyncio.sleep(_NEWER_EPOCH_WAIT_S)
+                await self._refuse_newer(stream, claim)
+                raise StoreUnavailableError(
+                    f"checkpoints: a commit of {stream!r} took too long for the broker"
+                ) from None
             raise
 
     async def _new_producer(self, stream: str) -> AIOKafkaProducer:

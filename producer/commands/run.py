@@ -13,6 +13,7 @@ from types import FrameType
 from typing import TYPE_CHECKING, Any
 
 from producer.commands import options
+from producer.errors import ConfigError, ProducerError
 from producer.lean import arrow_without_pandas
 
 if TYPE_CHECKING:
@@ -37,10 +38,13 @@ def run(args: argparse.Namespace) -> int:
     signal.signal(signal.SIGTERM, _exit_now)
     config = options.load(args)
     arrow_without_pandas()
-    summaries, stopped_by = asyncio.run(stream_all(config, once=args.once, redact=args.redact))
+    try:
+        summaries, stopped_by = asyncio.run(stream_all(config, once=args.once, redact=args.redact))
+    except ProducerError as error:  # only from the start: nothing has moved, and it cannot begin as it is configured
+        raise ConfigError(error.message, hint=error.hint) from error
     for summary in summaries if args.json else ():
         options.say_json(summary.to_json())
-    if any(summary.state == "failed" for summary in summaries):
+    if any(summary.state == "failed" or (summary.state == "paused" and not stopped_by) for summary in summaries):
         return 1
     return 128 + stopped_by if stopped_by else 0
 

@@ -85,7 +85,8 @@ def _tell(found: Verified) -> None:
     _kind("on the topic and not in the source (any more)", c.unexpected, found.unexpected)
     _kind("with another value on the topic", c.differing, found.differing)
     sums = f"checksum {c.source_checksum:016x} of the source, {c.topic_checksum:016x} of the topic"
-    say(f"{'AGREE' if c.agrees else 'DIFFER'}: {sums}, {found.seconds:.1f} s")
+    said = "DIFFER" if not c.agrees else "AGREE up to the checkpoint" if c.pending else "AGREE"
+    say(f"{said}: {sums}, {found.seconds:.1f} s")
 
 
 def _kind(text: str, count: int, names: Sequence[str]) -> None:

@@ -24,6 +24,7 @@ from producer.unit import Unit, refuse_other_query
 log = structlog.get_logger("producer")
 
 LOOK_INTERVAL_S = 1.0
+CLAIM_AGAIN_S = 8.0  # longer than the group's session
 DRAIN_DEADLINE_S = 5.0
 
 
@@ -114,12 +115,24 @@ class SharedStream(Stream):
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
         for partition in partitions:
-            ended = self._running.pop(partition, None)
-            if ended is not None:
-                self._units.remove(ended)
-                self.status.split_lists[:] = [s for s in self.status.split_lists if s is not ended.splits]
+            self._forget(partition)
+
+    def _forget(self, partition: int) -> None:
+        ended = self._running.pop(partition, None)
+        if ended is not None:
+            self._units.remove(ended)
+            self.status.split_lists[:] = [s for s in self.status.split_lists if s is not ended.splits]
 
     async def _run_unit(self, partition: int) -> None:
+        """Runs a unit for as long as it is ours. One that was taken over, and is ours all the same after the group's
+        session has run out, is claimed again: otherwise nobody would run it."""
+        while not await self._run_claimed(partition):
+            await wait_for_any(self._engine.stop, timeout_s=CLAIM_AGAIN_S)
+            if self._engine.stop.is_set():
+                return
+
+    async def _run_claimed(self, partition: int) -> bool:
+        """One claim of a unit, to its end; False where another process has taken it over."""
         assert self._dataset is not None
         name = unit_name(self.config.name, partition)
         places = max(1, self.config.max_parallel // self._store.partitions)
@@ -151,6 +164,8 @@ class SharedStream(Stream):
         except CheckpointConflictError as error:
             # Not this stream's failure: the group has given the unit to somebody while we could not hear of it.
             log.warning("unit taken over", stream=self.config.name, unit=partition, error=error.message)
+            self._forget(partition)
+            return False
         except Exception as error:  # whatever it is: a unit that nobody runs would be missed by nobody
             error = error if isinstance(error, ProducerError) else unexpected(error)
             if self._broken is not None and not self._broken.done():
@@ -159,6 +174,7 @@ class SharedStream(Stream):
             if writer is not None and writer is not self._writer:
                 await writer.close()
             await self._store.release(name)
+        return True
 
     # --- run -------------------------------------------------------------------------------------------------------
 

@@ -21,7 +21,8 @@ from producer.errors import (
     TransientError,
 )
 from producer.model import KeyPosition, Split
-from producer.sources.sql import SqlReader, SqlSource
+from producer.protocols import PageReader
+from producer.sources.sql import SqlSource
 from tests.integration.sql_reading import open_source, stream
 from tests.services.proxy import Proxy
 from tests.sql import Databank, databank
@@ -47,7 +48,7 @@ def through(proxy: Proxy, url: str) -> str:
 
 
 @contextlib.asynccontextmanager
-async def reader_of(source: SqlSource, table: str) -> AsyncIterator[SqlReader]:
+async def reader_of(source: SqlSource, table: str) -> AsyncIterator[PageReader]:
     config = stream(table)
     dataset = await source.describe(config)
     reader = await source.reader(config, dataset, Split("0"))
@@ -132,7 +133,7 @@ async def test_a_cancelled_query_is_stopped_on_the_server_too(
 
 
 @contextlib.asynccontextmanager
-async def reader_of_sleepers(source: SqlSource) -> AsyncIterator[SqlReader]:
+async def reader_of_sleepers(source: SqlSource) -> AsyncIterator[PageReader]:
     """Reads the sessions that sleep in a query of this file."""
     where = "query like 'COPY%sleepy%' and state = 'active' and wait_event = 'PgSleep'"
     config = stream("pg_catalog.pg_stat_activity", key=["pid"], columns=["pid"], where=where)

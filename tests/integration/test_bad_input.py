@@ -125,18 +125,18 @@ def test_a_wrong_configuration_is_exit_code_2(document: dict[str, Any], tmp_path
 def test_a_broker_that_is_not_there_is_named(document: dict[str, Any], tmp_path: Path, closed_port: int) -> None:
     document["kafka"]["bootstrap_servers"] = f"127.0.0.1:{closed_port}"
     path = config_file(tmp_path, document)
-    assert f"127.0.0.1:{closed_port}" in refused(1, "run", "--once", "--log-level", "warning", path)
+    assert f"127.0.0.1:{closed_port}" in refused(2, "run", "--once", "--log-level", "warning", path)
     assert producer("run", "--once", "--log-level", "warning", path).stderr.count("\n") == 1
 
 
 def test_a_registry_that_is_not_there_is_named(document: dict[str, Any], tmp_path: Path, closed_port: int) -> None:
     document["schema_registry"] = {"url": f"http://u:{PASSWORD}@127.0.0.1:{closed_port}"}
-    assert f"127.0.0.1:{closed_port}" in refused(1, "run", "--once", config_file(tmp_path, document))
+    assert f"127.0.0.1:{closed_port}" in refused(2, "run", "--once", config_file(tmp_path, document))
 
 
 def test_a_database_that_is_not_there_is_named(document: dict[str, Any], tmp_path: Path, closed_port: int) -> None:
     document["sources"]["shop"]["url"] = f"postgresql://u:{PASSWORD}@127.0.0.1:{closed_port}/shop"
-    assert str(closed_port) in refused(1, "run", "--once", config_file(tmp_path, document))
+    assert str(closed_port) in refused(2, "run", "--once", config_file(tmp_path, document))
 
 
 def test_a_user_that_the_database_does_not_know_is_refused(
@@ -144,7 +144,7 @@ def test_a_user_that_the_database_does_not_know_is_refused(
 ) -> None:
     scheme, _, rest = postgres_dsn.partition("://")
     document["sources"]["shop"]["url"] = f"{scheme}://nobody:{PASSWORD}@{rest.rpartition('@')[2]}"
-    assert "refused" in refused(1, "run", "--once", config_file(tmp_path, document))
+    assert "refused" in refused(2, "run", "--once", config_file(tmp_path, document))
 
 
 def test_a_registry_that_refuses_names_the_field(document: dict[str, Any], tmp_path: Path, registry_url: str) -> None:
@@ -162,7 +162,7 @@ def test_a_registry_that_refuses_names_the_field(document: dict[str, Any], tmp_p
     urllib.request.urlopen(request, timeout=20).close()
     document["schema_registry"] = {"url": registry_url}
     path = config_file(tmp_path, document)
-    line = refused(1, "run", "--once", path)
+    line = refused(2, "run", "--once", path)
     assert subject in line
     assert "name" in line
     assert "✗ stream events: registry" in producer("validate", path).stdout
@@ -174,7 +174,7 @@ def test_a_checkpoint_of_another_query_names_the_way_out(document: dict[str, Any
     assert producer("run", "--once", path).returncode == 0
     document["streams"][0]["columns"] = ["id"]
     config_file(tmp_path, document)
-    assert "producer checkpoint reset" in refused(1, "run", "--once", path)
+    assert "producer checkpoint reset" in refused(2, "run", "--once", path)
     assert "✗ stream events: checkpoint" in producer("validate", path).stdout
     assert producer("checkpoint", "reset", path, "events").returncode == 0
     assert producer("run", "--once", path).returncode == 0
@@ -191,7 +191,7 @@ def test_a_corrupt_checkpoint_names_the_way_out(document: dict[str, Any], tmp_pa
         ["checkpoint", "list", path],
     ]
     for command in commands:
-        assert "cannot be read" in refused(1, *command)
+        assert "cannot be read" in refused(2 if command[0] == "run" else 1, *command)
     assert producer("validate", path).returncode == 2
 
 
@@ -205,7 +205,7 @@ def test_a_full_disk_leaves_the_checkpoint_and_costs_one_line(ready: Path) -> No
     before = producer("checkpoint", "show", ready, "events", "--json").stdout
     (checkpoint,) = (ready.parent / "state").glob("*.json")
     checkpoint.with_name(f"{checkpoint.name}.tmp").symlink_to("/dev/full")  # where the next save is written first
-    assert "No space left on device" in refused(1, "run", "--once", ready)
+    assert "No space left on device" in refused(2, "run", "--once", ready)
     assert producer("checkpoint", "show", ready, "events", "--json").stdout == before
     assert producer("run", "--once", ready).returncode == 0
 

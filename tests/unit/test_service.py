@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 
@@ -245,3 +246,14 @@ async def test_without_once_a_run_stays_until_it_is_stopped() -> None:
     assert not running.done()
     stop.set()
     assert (await running)["a"].state == "complete"
+
+
+async def test_a_stream_that_was_paused_before_does_not_hold_up_a_run_that_is_to_end() -> None:
+    store, writer = MemoryStore(), ScriptedWriter()
+    await run(service_of({"a": ScriptedSource(50)}, {"a": ScriptedWriter()}, store))
+    store.states["a"] = replace(
+        store.states["a"], paused=True, checkpoints=(Checkpoint(Split("0", None, KeyPosition((50,)))),)
+    )
+    done = await run(service_of({"a": ScriptedSource(50)}, {"a": writer}, store))
+    assert done["a"].state == "paused"
+    assert writer.sent == []
