@@ -68,8 +68,8 @@ def convert_debezium(settings: Settings, draft: Draft, kind: str) -> None:
         draft.kafka["bootstrap_servers"] = draft.value(bootstrap, "KAFKA_BOOTSTRAP", "the brokers")
     draft.note(
         "deletes and changes",
-        "changed rows are sent with order_by: [the column of the last change]; deleted ones are not seen, no record "
-        "has a row's state before a change",
+        "changed rows are sent with order_by: [the column of the last change]; deleted ones are looked for with "
+        "deletes: {every_s: 300}; no record has a row's state before a change",
     )
     for prefix, text in _NOT_NEEDED.items():
         if names := [name for name in settings.starting(prefix) if name in settings.left()]:
