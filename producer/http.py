@@ -51,7 +51,10 @@ _SECURITY_HEADERS = {
 
 
 def bind(config: HttpConfig) -> socket.socket:
-    """A listening socket on the configured address; ConfigError if that cannot be had. Port 0: any free one."""
+    """A listening socket on the configured address; ConfigError if that cannot be had. Port 0: any free one.
+
+    So does a port that is in use and that nobody asked for: the default one, where several processes run.
+    """
     try:
         family, kind, protocol, _, address = socket.getaddrinfo(
             config.host, config.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
@@ -67,6 +70,8 @@ def bind(config: HttpConfig) -> socket.socket:
             raise
     except OSError as error:
         where = f"http: cannot listen on {config.host}:{config.port}"
+        if error.errno == errno.EADDRINUSE and "port" not in config.model_fields_set:
+            return bind(HttpConfig(host=config.host, port=0))
         if error.errno == errno.EADDRINUSE:
             raise ConfigError(
                 f"{where}: the port is in use", hint="stop what uses it, set http.port, or 0 for any free one"

@@ -271,6 +271,16 @@ def test_a_port_in_use_is_a_configuration_error() -> None:
         listener.close()
 
 
+def test_a_port_that_nobody_asked_for_gives_way_to_a_free_one() -> None:
+    first = http.bind(HttpConfig())
+    second = http.bind(HttpConfig())
+    try:
+        assert first.getsockname()[1] != second.getsockname()[1]
+    finally:
+        first.close()
+        second.close()
+
+
 def test_an_address_that_is_not_ours_is_a_configuration_error() -> None:
     with pytest.raises(ConfigError, match="cannot listen on"):
         http.bind(HttpConfig(host="203.0.113.1"))
