@@ -43,7 +43,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Kills runs at random moments and checks what is left.")
     parser.add_argument("--kills", type=int, default=50)
     parser.add_argument("--rows", type=int, default=1_000_000)
-    parser.add_argument("--rows-per-s", type=int, default=40_000, help="so that a run is long enough to be killed")
+    parser.add_argument("--rows-per-s", type=int, default=15_000, help="so that a run is long enough to be killed")
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder, EmbeddedKafka() as kafka:
         postgres = Postgres()
