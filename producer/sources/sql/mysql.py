@@ -221,7 +221,8 @@ class MysqlSession:
                 if connection is None:
                     connection = await self._open()
                 yield connection
-            self._connection, connection = connection, None
+            if self._connection is None:  # else another call that went on beside this one has kept its own
+                self._connection, connection = connection, None
         except TimeoutError:
             raise SourceUnavailableError(f"{_where(self._url)} did not answer within {deadline_s:g} s") from None
         except (SQLAlchemyError, OSError) as error:
@@ -232,6 +233,14 @@ class MysqlSession:
 
     async def _open(self) -> AsyncConnection:
         connection = await self._engine.connect()
+        try:
+            await self._prepare(connection)
+        except BaseException:
+            await _discard(connection)
+            raise
+        return connection
+
+    async def _prepare(self, connection: AsyncConnection) -> None:
         timeout_s = self._options.statement_timeout_s
         version = (await connection.exec_driver_sql("SELECT VERSION()")).scalar_one()
         limit = (
@@ -241,7 +250,6 @@ class MysqlSession:
         )
         await connection.exec_driver_sql(f"SET SESSION time_zone = '+00:00', SESSION {limit}")
         await connection.exec_driver_sql("SET SESSION TRANSACTION READ ONLY")
-        return connection
 
 
 def _engine(url: URL, options: Options) -> AsyncEngine:
