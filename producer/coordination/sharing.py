@@ -13,7 +13,7 @@ from typing import Any, cast
 
 import structlog
 
-from producer.errors import CheckpointConflictError, ProducerError, TransientError, unexpected
+from producer.errors import CheckpointConflictError, ProducerError, StoreUnavailableError, TransientError, unexpected
 from producer.model import Checkpoint, StreamState, unit_name
 from producer.pipeline import wait_for_any
 from producer.protocols import LendingStore, PageWriter
@@ -68,7 +68,7 @@ class SharedStream(Stream):
                 epoch = await store.claim(name)
                 if (state := await store.load(name)) is None:
                     await self._plan(fingerprint, epoch)
-            except CheckpointConflictError:
+            except (CheckpointConflictError, StoreUnavailableError):  # fenced, whether its epoch is there yet or not
                 log.debug("another process plans", stream=name)
                 await wait_for_any(self._engine.stop, timeout_s=LOOK_INTERVAL_S)
             finally:
