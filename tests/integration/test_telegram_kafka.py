@@ -184,12 +184,12 @@ async def test_fields_that_are_left_out_are_left_out_of_the_schema_too(
 @pytest.mark.parametrize(
     ("fault", "chat_name", "code", "line"),
     [
-        (Fault("error", 1, every=1, value="400:CONNECTION_API_ID_INVALID", request="GetConfigRequest"), "@demo", 1,
+        (Fault("error", 1, every=1, value="400:CONNECTION_API_ID_INVALID", request="GetConfigRequest"), "@demo", 2,
          "api_id"),
-        (Fault("error", 1, every=1, value="401:SESSION_REVOKED", request="GetUsersRequest"), "@demo", 1, "revoked"),
-        (Fault("error", 1, every=1, value="401:USER_DEACTIVATED_BAN", request="GetUsersRequest"), "@demo", 1, "banned"),
-        (Fault("error", 1, every=1, value="400:CHANNEL_PRIVATE"), "@demo", 1, "private"),
-        (Fault("error", 1, every=1, value="400:CHAT_ADMIN_REQUIRED"), "@demo", 1, "no permission"),
+        (Fault("error", 1, every=1, value="401:SESSION_REVOKED", request="GetUsersRequest"), "@demo", 2, "revoked"),
+        (Fault("error", 1, every=1, value="401:USER_DEACTIVATED_BAN", request="GetUsersRequest"), "@demo", 2, "banned"),
+        (Fault("error", 1, every=1, value="400:CHANNEL_PRIVATE"), "@demo", 2, "private"),
+        (Fault("error", 1, every=1, value="400:CHAT_ADMIN_REQUIRED"), "@demo", 2, "no permission"),
         (Fault("error", 99, value="500:X"), "@nobody", 2, "no such chat"),
     ],
     ids=["api_id", "revoked", "banned", "private", "permission", "unknown"],
