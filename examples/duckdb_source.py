@@ -90,6 +90,9 @@ class DuckDatabase:
     def inserted_since(self, table: Table, least: int) -> str | None:
         return None
 
+    def checksum(self, columns: tuple[Column, ...]) -> str | None:
+        return None
+
     def older_than(self, column: Column, seconds: float) -> str:
         return f"t.{quote(column.name)} < now() AT TIME ZONE 'UTC' - INTERVAL ({seconds:f}) SECOND"
 

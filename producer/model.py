@@ -187,6 +187,24 @@ class RejectedRow:
     error: EncodeError
 
 
+#: How many keys a range has, and a checksum of them that no order changes and every key does.
+KeyDigest = tuple[int, int]
+
+
+@dataclass(frozen=True, slots=True)
+class KeyPage:
+    """Keys alone: ``batch`` has the columns of ``Dataset.key``; ``position`` is that of the last one, as of a page.
+
+    ``last``: there is none after it in the range. ``digest`` is that of these very keys, by the source's own checksum;
+    None where the source has none.
+    """
+
+    batch: pa.RecordBatch
+    position: Position | None
+    last: bool
+    digest: KeyDigest | None
+
+
 @dataclass(frozen=True, slots=True)
 class Page:
     """One fetch: rows as columns, and the position after its last row.

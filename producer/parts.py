@@ -17,11 +17,10 @@ from producer.errors import ConfigError, ProducerError
 from producer.model import Dataset, Json
 from producer.protocols import CheckpointStore, LendingStore, PageWriter, Source
 from producer.sources import SOURCES
-from producer.unit import FindDeleted, OpenWriter
+from producer.unit import OpenSearch, OpenWriter
 
 if TYPE_CHECKING:
-    from pyarrow import RecordBatch
-
+    from producer.deletes import DeleteSearch
     from producer.encoding.registry import RegistryClient
     from producer.sinks.kafka import Around, KafkaSink, KafkaWriter
     from producer.transforms import Transform
@@ -42,7 +41,7 @@ class Parts:
     sources: Mapping[str, Source]
     store: CheckpointStore
     open_writer: OpenWriter
-    deleted: FindDeleted | None = None
+    open_search: OpenSearch | None = None
     clients: Sequence[Any] = ()  # what else is to be closed, after the sources and before the store
 
 
@@ -143,12 +142,12 @@ async def open_parts(config: Config, run_id: str) -> Parts:
             transactional_id = cast(LendingStore, store).transactional_id(unit)
         return await open_kafka_writer(stream, dataset, sink, registry, transactional_id, dead_lettered)
 
-    async def deleted(stream: StreamConfig, dataset: Dataset) -> RecordBatch | None:
-        from producer.deletes import deleted_keys
+    def open_search(stream: StreamConfig, dataset: Dataset) -> DeleteSearch:
+        from producer.deletes import DeleteSearch
 
-        return await deleted_keys(config, stream, sources[stream.source], dataset)
+        return DeleteSearch(config, stream, sources[stream.source], dataset)
 
-    return Parts(sources, store, open_writer, deleted, [sink, *([registry] if registry else [])])
+    return Parts(sources, store, open_writer, open_search, [sink, *([registry] if registry else [])])
 
 
 async def open_kafka_writer(

@@ -13,7 +13,18 @@ import asyncio
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Protocol, TypeVar, runtime_checkable
 
-from producer.model import Between, Checkpoint, Dataset, Json, Page, Position, Split, StreamState
+from producer.model import (
+    Between,
+    Checkpoint,
+    Dataset,
+    Json,
+    KeyDigest,
+    KeyPage,
+    Page,
+    Position,
+    Split,
+    StreamState,
+)
 
 if TYPE_CHECKING:
     from producer.config import StreamConfig
@@ -87,6 +98,29 @@ class Source(Protocol):
 
     async def remaining(self, stream: StreamConfig, dataset: Dataset, checkpoint: Checkpoint) -> int | None:
         """About how many rows of the split are still to come (cheaply: estimates will do); None: not known."""
+        ...
+
+
+class KeyReader(Protocol):
+    """Reads a table's keys alone, by ranges: those after `lower` and up to `upper` (``None``: open on that side)."""
+
+    async def digest(self, lower: Position | None, upper: Position | None) -> KeyDigest | None:
+        """Of the range's keys, as they are now; None where that cannot be had without reading them."""
+        ...
+
+    async def fetch(self, lower: Position | None, upper: Position | None, limit: int) -> KeyPage:
+        """The first keys of the range, at most `limit`, in order."""
+        ...
+
+    async def aclose(self) -> None: ...
+
+
+@runtime_checkable
+class KeyedSource(Protocol):
+    """A source whose keys can be read by ranges, and that may tell whether these have changed."""
+
+    async def keys(self, stream: StreamConfig) -> KeyReader:
+        """Of the rows that `stream` selects; a reader with a connection of its own."""
         ...
 
 

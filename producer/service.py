@@ -136,7 +136,7 @@ class Service:
             give_up_after_s=config.retry_timeout_s,
             stands_by=config.coordination == "redis",
             exactly_once=config.delivery == "exactly_once",
-            deleted=parts.deleted,
+            open_search=parts.open_search,
             trace=trace,
         )
         try:

@@ -47,8 +47,19 @@ TAKEN_OVER_KNOWN_S = 2.0
 #: The last argument is told the reason of each dead letter that was acknowledged.
 OpenWriter = Callable[[StreamConfig, Dataset, str, Callable[[str], None]], Awaitable[PageWriter[Any]]]
 
-#: The keys on a stream's topic that its source has no longer; None where there are none.
-FindDeleted = Callable[[StreamConfig, Dataset], Awaitable[pa.RecordBatch | None]]
+
+class Search(Protocol):
+    """Looks for deleted rows, again and again; it remembers between two looks what it saw."""
+
+    async def find(self) -> pa.RecordBatch | None:
+        """The keys on the stream's topic that its source has no longer; None where there are none."""
+        ...
+
+    async def close(self) -> None: ...
+
+
+#: Makes the search for deleted rows of a stream.
+OpenSearch = Callable[[StreamConfig, Dataset], Search]
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,7 +75,7 @@ class Engine:
     give_up_after_s: float
     stands_by: bool = False  # a stream that another process runs is waited for
     trace: Trace = untraced
-    deleted: FindDeleted | None = None
+    open_search: OpenSearch | None = None
     exactly_once: bool = False  # the writers are TransactionalWriters, the store can lend its transactional ids
 
 
@@ -116,6 +127,7 @@ class Unit:
     paused: bool = False  # as the store remembers it
     pressure: Pressure = field(init=False)
     moving: tuple[SplitSchedule, Committer] | None = None
+    search: _PeriodicSearch | None = None
 
     def __post_init__(self) -> None:
         self.pressure = Pressure(self.config.max_parallel, self.observer.pressed)
@@ -177,6 +189,9 @@ class Unit:
     async def run(self) -> None:
         """Runs the splits to their end, or until stopped. Raises the ProducerError that ended it otherwise."""
         error: ProducerError | None = None
+        open_search, wanted = self.engine.open_search, self.config.deletes
+        if open_search is not None and wanted is not None:
+            self.search = _PeriodicSearch(open_search(self.config, self.dataset), wanted.every_s, self.stop)
         try:
             if self.engine.exactly_once:
                 async for attempt in self._attempts():
@@ -186,6 +201,9 @@ class Unit:
                 await self._run_splits(self._committer(self._save), retrying=True)
         except* Exception as group:  # whatever it is: it is this stream's failure, and the others go on
             error = first_error(group)
+        finally:
+            if self.search is not None:
+                await self.search.close()
         if error is not None:
             raise error
 
@@ -284,27 +302,43 @@ class Unit:
             wake=self.wake,
             row_bytes=self.dataset.row_bytes_estimate,
             pressure=self.pressure,
-            deleted=self._deletes(),
+            deleted=None if self.search is None else self._deleted,
         )
 
-    def _deletes(self) -> Callable[[], Awaitable[Page | None]] | None:
-        """A page of tombstones every ``deletes.every_s`` seconds, where rows are gone."""
-        find, wanted, dataset = self.engine.deleted, self.config.deletes, self.dataset
-        if find is None or wanted is None:
+    async def _deleted(self) -> Page | None:
+        """A page of tombstones, where it is time to look for deleted rows and there are some."""
+        keys = None if self.search is None else await self.search.look()
+        if keys is None:
             return None
-        due = time.monotonic() + wanted.every_s
+        return Page(pa.RecordBatch.from_pylist([], self.dataset.schema), None, tombstones=keys)
 
-        async def look() -> Page | None:
-            nonlocal due
-            if time.monotonic() < due:
-                return None
-            keys = await find(self.config, dataset)
-            due = time.monotonic() + wanted.every_s
-            if keys is None:
-                return None
-            return Page(pa.RecordBatch.from_pylist([], dataset.schema), None, tombstones=keys)
 
-        return look
+class _PeriodicSearch:
+    """A search every `every_s` seconds; one that is under way when `stop` is set is broken off."""
+
+    def __init__(self, search: Search, every_s: float, stop: asyncio.Event) -> None:
+        self._search = search
+        self._every_s = every_s
+        self._stop = stop
+        self._due = time.monotonic() + every_s
+
+    async def look(self) -> pa.RecordBatch | None:
+        if time.monotonic() < self._due:
+            return None
+        finding, stopped = asyncio.create_task(self._search.find()), asyncio.create_task(self._stop.wait())
+        try:
+            await asyncio.wait({finding, stopped}, return_when=asyncio.FIRST_COMPLETED)
+            if not finding.done():
+                return None
+            self._due = time.monotonic() + self._every_s
+            return finding.result()
+        finally:
+            finding.cancel()
+            stopped.cancel()
+            await asyncio.wait({finding})
+
+    async def close(self) -> None:
+        await self._search.close()
 
 
 async def sleep_until_stop(stop: asyncio.Event, seconds: float) -> None:

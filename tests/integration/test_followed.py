@@ -5,28 +5,23 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import datetime as dt
-import io
 import signal
-import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-import fastavro
 import pytest
-from confluent_kafka import Consumer, TopicPartition
 
 from producer.config import StreamConfig
 from producer.errors import ConfigError
 from producer.model import Checkpoint, Position
 from producer.protocols import PageReader, RememberingReader
 from tests.audit import TopicAudit
-from tests.faults.killing import finish, start, state_of, write_config
+from tests.faults.killing import finish, start, state_of
+from tests.integration.following import ID, configured, reaches, update_during_snapshot
 from tests.integration.sql_reading import open_source, stream
 from tests.sql import TABLES, Databank, databank
-
-ID = {"type": "record", "name": "k", "fields": [{"name": "id", "type": "long"}]}
 
 
 @pytest.fixture(params=TABLES)
@@ -155,30 +150,6 @@ async def test_a_composite_key_is_followed(bank: Databank) -> None:
         assert await caught_up() == [1, 2]
 
 
-def configured(folder: Path, url: str, kafka: str, topic: str, **settings: Any) -> Path:
-    one = {"source": "shop", "table": "events", "topic": topic, "partitions": 2, **settings}
-    return write_config(
-        folder,
-        {
-            "app": topic,
-            "kafka": {"bootstrap_servers": kafka},
-            "checkpoints": {"type": "file", "path": str(folder / "state")},
-            "http": {"port": 0},
-            "sources": {"shop": {"type": "sql", "url": url}},
-            "streams": [one],
-        },
-    )
-
-
-def reaches(done: Callable[[], bool], timeout_s: float = 60) -> bool:
-    until = time.monotonic() + timeout_s
-    while time.monotonic() < until:
-        if done():
-            return True
-        time.sleep(0.05)
-    return False
-
-
 @pytest.mark.timeout(120)
 @pytest.mark.parametrize("mode", ["tail", "snapshot_then_tail"])
 def test_once_catches_up_and_the_next_run_goes_on(
@@ -256,73 +227,9 @@ def test_a_notification_wakes_a_tail_that_would_sleep_for_an_hour(
         bank.close()
 
 
-VERSIONED = {
-    "type": "record",
-    "name": "v",
-    "fields": [{"name": n, "type": t} for n, t in (("id", "long"), ("n", "int"), ("changed", "long"))],
-}
-
-
-def last_versions(bootstrap: str, topic: str) -> dict[int, int]:
-    """What the last record of each key says, in the order of its partition; AssertionError where one is older than
-    the record before it."""
-    consumer = Consumer({"bootstrap.servers": bootstrap, "group.id": topic, "enable.partition.eof": True})
-    parts = consumer.list_topics(topic, timeout=10).topics[topic].partitions
-    consumer.assign([TopicPartition(topic, part, 0) for part in parts])
-    last: dict[int, int] = {}
-    ended = 0
-    while ended < len(parts):
-        for message in consumer.consume(10_000, timeout=1):
-            if message.error() is not None:
-                ended += 1
-                continue
-            row: Any = fastavro.schemaless_reader(io.BytesIO(message.value() or b""), VERSIONED, None)
-            assert last.get(row["id"], -1) <= row["n"], "an older version came after a newer one"
-            last[row["id"]] = row["n"]
-    consumer.close()
-    return last
-
-
 @pytest.mark.timeout(180)
 def test_updates_during_a_snapshot_end_with_each_rows_final_state_and_never_go_back(
     postgres_dsn: str, kafka_bootstrap: str, unique: str, tmp_path: Path
 ) -> None:
-    from tests.sql import postgres
-
-    rows, updates = 40_000, 400
-    bank = postgres(postgres_dsn)
-    bank.run("create table events (id bigint primary key, n int not null, changed timestamptz not null)")
-    bank.run(
-        "insert into events select g, 0, now() - interval '1 hour' + g * interval '1 ms' "
-        f"from generate_series(1, {rows}) g"
-    )
-    bank.run("create index on events (changed, id)")
-    bank.run("analyze events")
-    config = configured(
-        tmp_path, bank.url, kafka_bootstrap, unique, mode="snapshot_then_tail", order_by=["changed"], delay_s=0.5,
-        page_size=500, max_parallel=4, poll_interval_s=0.1, max_rows_per_s=40_000,
-    )  # fmt: skip
-    audit = TopicAudit(kafka_bootstrap, unique, ID)
-    process = start(config)
-    try:
-        assert reaches(lambda: audit.end() > 0)
-        for turn in range(updates):
-            bank.run(
-                f"update events set n = n + 1, changed = clock_timestamp() "
-                f"where id in (select (random() * {rows})::bigint from generate_series(1, 300))"
-            )
-            if turn == 0:
-                assert audit.end() < rows, "the snapshot was over before the first update"
-        from adbc_driver_postgresql import dbapi
-
-        with dbapi.connect(bank.url) as connection, connection.cursor() as cursor:
-            cursor.execute("select id, n from events")
-            final = dict(cursor.fetchall())
-        assert reaches(lambda: last_versions(kafka_bootstrap, unique) == final, 90)
-        assert process.poll() is None
-    finally:
-        process.send_signal(signal.SIGKILL)
-        process.communicate()
-        audit.close()
-        bank.run("drop table events")
-        bank.close()
+    updated = update_during_snapshot(tmp_path, postgres_dsn, kafka_bootstrap, unique, rows=40_000, updates=120_000)
+    assert updated.updates > 100_000

@@ -31,6 +31,7 @@ from producer.model import (
 from producer.protocols import PageReader
 from producer.sources.sql import keyset, splits, tail
 from producer.sources.sql.dialects import open_database
+from producer.sources.sql.keys import SqlKeys
 from producer.sources.sql.keyset import Selection
 from producer.sources.sql.names import find_column, parameter_names
 from producer.sources.sql.scalars import first_repeat, scalar_of
@@ -129,6 +130,10 @@ class SqlSource:
         selection = tail.followed(selection, self._database, stream)
         pages = SqlReader(stream, selection, split, self._database)
         return TailReader(stream, pages, selection, split, self._database) if stream.late_commit_s else pages
+
+    async def keys(self, stream: StreamConfig) -> SqlKeys:
+        selection = await self._select(stream, stream.table or "")
+        return SqlKeys(selection, self._database, salvage=stream.on_bad_record == "dead_letter")
 
     async def divide(self, stream: StreamConfig, dataset: Dataset, checkpoint: Checkpoint) -> Position | None:
         if checkpoint.done or stream.traversal == "OFFSET" or (stream.mode != "snapshot" and checkpoint.split.is_open):

@@ -365,6 +365,21 @@ def _in_ranges(selection: Selection, ranges: Sequence[tuple[int, int]], mark: st
     return "(" + " OR ".join([*([f"{name} IN ({single})"] if single else []), *wide]) + ")"
 
 
+def digest_query(
+    selection: Selection,
+    checksum: str,
+    lower: tuple[KeyScalar, ...] | None,
+    upper: tuple[KeyScalar, ...] | None,
+    *,
+    mark: str,
+    row_values: bool,
+) -> Query:
+    """How many rows there are with `lower` < key <= `upper`, and the sum of an expression of whole numbers."""
+    total = Column("total", pa.field("total", pa.decimal128(38, 0)), f"coalesce(sum({checksum}), 0)", "numeric")
+    bounds = _bounds(selection, lower, upper, mark=mark, row_values=row_values)
+    return _query(selection, (COUNT, total), bounds, "", _bound_params(selection, lower, upper))
+
+
 def count_query(
     selection: Selection,
     lower: tuple[KeyScalar, ...] | None,

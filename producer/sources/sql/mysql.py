@@ -16,6 +16,7 @@ from concurrent.futures import Executor
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, TypeVar
 
+import pyarrow as pa
 from sqlalchemy.engine import make_url
 from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 from sqlalchemy.ext.asyncio import create_async_engine
@@ -156,6 +157,12 @@ class MysqlDatabase:
 
     def inserted_since(self, table: Table, least: int) -> str | None:
         return None
+
+    def checksum(self, columns: tuple[Column, ...]) -> str | None:
+        if any(pa.types.is_floating(column.field.type) for column in columns):
+            return None  # as text they have fewer digits than they have
+        texts = ", ".join(f"HEX(CAST(t.{quote(column.name, self.mark)} AS BINARY))" for column in columns)
+        return f"CAST(CONV(LEFT(MD5(CONCAT_WS(',', {texts})), 15), 16, 10) AS UNSIGNED)"
 
     def older_than(self, column: Column, seconds: float) -> str:
         name = f"t.{quote(column.name, self.mark)}"

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import random
 import re
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -62,6 +63,7 @@ class PostgresDatabase:
         self._executor = executor
         self._pool = Pool(lambda: adbc_driver_postgresql.connect(_libpq_uri(options)))
         self._meta = self.session()
+        self._seed = random.getrandbits(62)
 
     async def start(self) -> None:
         await self._meta.run(lambda connection: None)
@@ -96,6 +98,11 @@ class PostgresDatabase:
             return None
         now = "pg_snapshot_xmax(pg_current_snapshot())::text::bigint"
         return f"{now} - (({now} - t.xmin::text::bigint) & 4294967295) >= {least:d}"
+
+    def checksum(self, columns: tuple[Column, ...]) -> str | None:
+        names = ", ".join(f"t.{quote(column.name)}" for column in columns)
+        values = names if len(columns) == 1 else f"ROW({names})"
+        return f'hashtextextended(({values})::text COLLATE "C", {self._seed:d})'
 
     def older_than(self, column: Column, seconds: float) -> str:
         return f"t.{quote(column.name)} < now() - {seconds:f} * interval '1 second'"

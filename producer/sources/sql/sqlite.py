@@ -89,6 +89,9 @@ class SqliteDatabase:
     def inserted_since(self, table: Table, least: int) -> str | None:
         return None
 
+    def checksum(self, columns: tuple[Column, ...]) -> str | None:
+        return None
+
     def older_than(self, column: Column, seconds: float) -> str:
         name = f"t.{quote(column.name)}"
         numbers = f"{name} < unixepoch('now', 'subsec') - {seconds:f}"

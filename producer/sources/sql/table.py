@@ -154,6 +154,11 @@ class Database(Protocol):
         cannot tell; rows that it says more of do no harm."""
         ...
 
+    def checksum(self, columns: tuple[Column, ...]) -> str | None:
+        """An expression of a row's values (alias ``t``): a whole number of some 60 bits, another one for other values.
+        None where the database has no such function. It need not be the same in another process."""
+        ...
+
     def older_than(self, column: Column, seconds: float) -> str:
         """A condition: the time in `column` (alias ``t``) is so long ago, by the database's clock; a time without a
         zone is taken as UTC."""
