@@ -17,6 +17,7 @@ from typing import NoReturn
 from producer import __version__
 from producer.commands import COMMANDS
 from producer.errors import ConfigError, ProducerError
+from producer.lean import lean_process
 
 EXIT_FAILED = 1
 EXIT_CONFIG = 2
@@ -44,6 +45,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs one command and returns the exit code."""
+    lean_process()
     args = build_parser().parse_args(argv)
     try:
         return int(args.run(args))

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from producer.commands import options
 from producer.errors import ConfigError, ProducerError
-from producer.lean import arrow_without_pandas
+from producer.lean import arrow_without_pandas, structlog_without_rich
 
 if TYPE_CHECKING:
     from producer.config import Config
@@ -36,6 +36,7 @@ def add_parser(subparsers: Any) -> None:
 def run(args: argparse.Namespace) -> int:
     # As process 1 of a container an unhandled SIGTERM is ignored: heard before anything slow begins.
     signal.signal(signal.SIGTERM, _exit_now)
+    structlog_without_rich()
     config = options.load(args)
     arrow_without_pandas()
     try:
@@ -76,7 +77,7 @@ async def stream_all(config: Config, *, once: bool, redact: Redact) -> tuple[lis
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stopped, number)
     metrics = Metrics()
-    service = Service(config, metrics=metrics, run_id=uuid.uuid4().hex)
+    service = Service(config, metrics=metrics, run_id=uuid.uuid4().hex[:12])
     listener = http.bind(config.http)
     log.info("listening", address="http://{}:{}".format(*listener.getsockname()[:2]))
     async with AsyncExitStack() as around:
