@@ -16,12 +16,12 @@ RUN python -m venv /opt/tools \
 COPY pyproject.toml setup.py README.md ./
 COPY schemas ./schemas
 COPY producer ./producer
-# The kernel is optional where no compiler is; here it has to be there. Byte code is told by what it was made from, not
+# The kernels are optional where no compiler is; here they have to be there. Byte code is told by what it was made from, not
 # by when, so that the same input is the same image.
 RUN /opt/tools/bin/pip wheel --no-deps --no-build-isolation --wheel-dir /dist . \
     && python -m venv --without-pip /opt/producer \
     && /opt/tools/bin/pip --python /opt/producer install --no-deps --no-index --no-compile /dist/*.whl \
-    && /opt/producer/bin/python -I -c "import producer.encoding._kernel" \
+    && /opt/producer/bin/python -I -c "import producer.encoding._kernel, producer.sources.sql._pgcopy" \
     && /opt/producer/bin/python -I -m compileall -q --invalidation-mode unchecked-hash /opt/producer/lib \
     && /opt/tools/bin/cyclonedx-py environment --pyproject pyproject.toml --output-reproducible \
         --output-file /opt/producer/sbom.cdx.json /opt/producer

@@ -11,7 +11,7 @@ TESTS ?=
 
 setup: .venv/.complete
 
-.venv/.complete: requirements-dev.txt pyproject.toml $(wildcard setup.py producer/encoding/*.c producer/encoding/*.h)
+.venv/.complete: requirements-dev.txt pyproject.toml $(wildcard setup.py producer/*/*.c producer/*/*/*.c producer/*/*.h)
 	@test -n "$(PYTHON)" || { echo "Python 3.11 or newer is needed; name it with PYTHON=/path/to/python" >&2; exit 1; }
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements-dev.txt

@@ -57,7 +57,7 @@ def structlog_without_rich() -> None:
 
 
 def arrow_without_pandas() -> None:
-    """Lets pyarrow find out now that there is no pandas, which it does at its first array: half a second to a second."""
+    """Lets pyarrow find out now that there is no pandas, as it does at its first array: it costs up to a second."""
     if "pandas" in sys.modules or find_spec("pandas") is None:
         return
     with _without("pandas"):

@@ -111,57 +111,19 @@ class Connection:
                 self._owned.close()
 
 
-class Pool:
-    """Connections of one database object, each lent to one thread at a time.
+def connector(open_database: Callable[[], AdbcDatabase]) -> Callable[[], Connection]:
+    """Makes connections of one database object, which costs the driver a look at the server's whole type catalog
+    (megabytes and tens of milliseconds); a connection of it costs almost nothing. Safe to use from any thread."""
+    lock = threading.Lock()
+    found: list[AdbcDatabase] = []
 
-    A database object costs the driver a look at the server's whole type catalog (megabytes and tens of milliseconds),
-    a connection of it almost nothing. Safe to use from any thread.
-    """
+    def connect() -> Connection:
+        with lock:
+            if not found:
+                found.append(open_database())
+        return Connection(found[0], shared=True)
 
-    def __init__(self, open_database: Callable[[], AdbcDatabase]) -> None:
-        self._open = open_database
-        self._database: AdbcDatabase | None = None
-        self._idle: list[Connection] = []
-        self._lock = threading.Lock()
-        self._closed = False
-
-    def take(self) -> Connection:
-        """An idle connection, or a new one."""
-        with self._lock:
-            if self._idle:
-                return self._idle.pop()
-            if self._database is None:
-                self._database = self._open()
-            database = self._database
-        return Connection(database, shared=True)
-
-    def give(self, connection: Connection) -> None:
-        """Takes a connection back that is fit for use."""
-        with self._lock:
-            if not self._closed:
-                self._idle.append(connection)
-                return
-        _quietly_close(connection)
-
-    def discard(self, connection: Connection) -> None:
-        """Closes a connection that broke, and the idle ones: what broke it is likely to have met them too."""
-        with self._lock:
-            idle, self._idle = self._idle, []
-        for broken in (connection, *idle):
-            _quietly_close(broken)
-
-    def close(self) -> None:
-        """Closes what is idle; what is lent is closed when it comes back."""
-        with self._lock:
-            self._closed = True
-            idle, self._idle = self._idle, []
-        for connection in idle:
-            _quietly_close(connection)
-
-
-def _quietly_close(connection: Connection) -> None:
-    with contextlib.suppress(Error):
-        connection.close()
+    return connect
 
 
 def tuples(table: pa.Table) -> list[tuple[Any, ...]]:

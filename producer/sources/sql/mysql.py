@@ -36,6 +36,7 @@ from producer.sources.sql.arrow import read_rows
 from producer.sources.sql.names import bind_named, nearest_table, quote, split_name
 from producer.sources.sql.scalars import key_scalar
 from producer.sources.sql.table import Column, Options, Query, Rows, Table
+from producer.sources.sql.threads import STOP_GRACE_S
 
 if TYPE_CHECKING:
     from sqlalchemy.engine import URL
@@ -180,6 +181,7 @@ class MysqlSession:
         self._url = url
         self._options = options
         self._connection: AsyncConnection | None = None
+        self._closed = False
 
     async def fetch(self, query: Query) -> Rows:
         found = await self.rows(*_bound(query))
@@ -187,9 +189,10 @@ class MysqlSession:
         if query.watched is None:
             return await page
         # After the rows, and beside their conversion: a change that they do not show yet is one too many at worst.
-        rows: Rows
-        rows, shapes = await asyncio.gather(page, self.rows(_SHAPE, query.watched.path))
-        return replace(rows, shape=str(shapes[0][0]))
+        converting = asyncio.ensure_future(page)
+        converting.add_done_callback(lambda done: done.cancelled() or done.exception())  # never "not retrieved"
+        ((shape,),) = await self.rows(_SHAPE, query.watched.path)
+        return replace(await converting, shape=str(shape))
 
     async def keys(self, query: Query) -> list[tuple[KeyScalar, ...]]:
         batch = (await self.fetch(query)).batch
@@ -214,6 +217,7 @@ class MysqlSession:
         return None
 
     async def close(self) -> None:
+        self._closed = True  # a call that is under way keeps its connection no longer
         connection, self._connection = self._connection, None
         if connection is not None:
             await _discard(connection)
@@ -228,7 +232,7 @@ class MysqlSession:
                 if connection is None:
                     connection = await self._open()
                 yield connection
-            if self._connection is None:  # else another call that went on beside this one has kept its own
+            if self._connection is None and not self._closed:  # else another call beside this one has kept its own
                 self._connection, connection = connection, None
         except TimeoutError:
             raise SourceUnavailableError(f"{_where(self._url)} did not answer within {deadline_s:g} s") from None
@@ -239,6 +243,19 @@ class MysqlSession:
                 await _discard(connection)
 
     async def _open(self) -> AsyncConnection:
+        """A new connection. A cancellation waits for it, for a short while: SQLAlchemy, cut in the middle of making
+        one, leaves it to the garbage collector."""
+        opening = asyncio.create_task(self._opened())
+        try:
+            return await asyncio.shield(opening)
+        except asyncio.CancelledError:
+            await asyncio.wait({opening}, timeout=STOP_GRACE_S)
+            if opening.done() and not opening.cancelled() and opening.exception() is None:
+                await _discard(opening.result())
+            opening.cancel()
+            raise
+
+    async def _opened(self) -> AsyncConnection:
         connection = await self._engine.connect()
         try:
             await self._prepare(connection)
@@ -273,7 +290,11 @@ def _engine(url: URL, options: Options) -> AsyncEngine:
 
 
 async def _discard(connection: AsyncConnection) -> None:
-    """Closes a connection that may be in the middle of anything."""
+    """Closes a connection that may be in the middle of anything; goes on by itself where the caller is cancelled."""
+    await asyncio.shield(asyncio.create_task(_invalidate(connection)))
+
+
+async def _invalidate(connection: AsyncConnection) -> None:
     with contextlib.suppress(SQLAlchemyError, OSError):
         await connection.invalidate()
         await connection.close()

@@ -12,7 +12,6 @@ import contextlib
 import json
 import random
 import re
-import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor
 from dataclasses import replace
@@ -35,13 +34,15 @@ from producer.errors import (
 )
 from producer.holes import Snapshot
 from producer.model import KeyScalar
-from producer.sources.sql import postgres_types
-from producer.sources.sql.adbc import MAX_RESULT_BYTES, Connection, Pool, Result, tuples
+from producer.sources.sql import libpq, postgres_types
+from producer.sources.sql.adbc import MAX_RESULT_BYTES, Connection, Result, connector, tuples
 from producer.sources.sql.arrow import part, read_rows
+from producer.sources.sql.libpq import CopyConnection, LibpqError
 from producer.sources.sql.names import bind_named, quote, split_name
-from producer.sources.sql.postgres_catalog import parameter_types, reflect, shape_query
+from producer.sources.sql.pool import C, Lease, Pool
+from producer.sources.sql.postgres_catalog import Run, parameter_types, reflect, shape_query
 from producer.sources.sql.postgres_notify import listening
-from producer.sources.sql.scalars import key_scalar
+from producer.sources.sql.scalars import key_of, key_scalar
 from producer.sources.sql.table import Column, Options, Query, Rows, Table
 from producer.sources.sql.threads import STOP_GRACE_S, in_thread
 
@@ -61,7 +62,10 @@ class PostgresDatabase:
     def __init__(self, options: Options, executor: Executor) -> None:
         self._options = options
         self._executor = executor
-        self._pool = Pool(lambda: adbc_driver_postgresql.connect(_libpq_uri(options)))
+        uri = _libpq_uri(options)
+        self._pool = Pool(connector(lambda: adbc_driver_postgresql.connect(uri)), Error)
+        found = libpq.load()
+        self._copies = None if found is None else Pool(lambda: CopyConnection(found, uri), LibpqError)
         self._meta = self.session()
         self._seed = random.getrandbits(62)
 
@@ -71,9 +75,12 @@ class PostgresDatabase:
     async def close(self) -> None:
         with contextlib.suppress(TimeoutError):
             await in_thread(self._executor, self._pool.close, deadline_s=self._options.connect_timeout_s)
+        if self._copies is not None:
+            with contextlib.suppress(TimeoutError):
+                await in_thread(self._executor, self._copies.close, deadline_s=self._options.connect_timeout_s)
 
     def session(self) -> PostgresSession:
-        return PostgresSession(self._options, self._executor, self._pool)
+        return PostgresSession(self._options, self._executor, self._pool, self._copies)
 
     async def table(self, name: str, *, decimal: str | None) -> Table:
         path = split_name(name, fold=str.lower)
@@ -118,21 +125,23 @@ class PostgresDatabase:
 class PostgresSession:
     """See `producer.sources.sql.table.Session`."""
 
-    def __init__(self, options: Options, executor: Executor, pool: Pool) -> None:
+    def __init__(
+        self, options: Options, executor: Executor, pool: Pool[Connection], copies: Pool[CopyConnection] | None
+    ) -> None:
         self._options = options
         self._executor = executor
         self._pool = pool
+        self._copies = copies
 
     async def fetch(self, query: Query) -> Rows:
-        def work(connection: Connection) -> Rows:
-            with _transaction(connection, self._options, query) as (sql, shape):
-                if query.watched is not None and shape != query.watched.shape:  # nor are the rows of the known types
-                    nothing = pa.RecordBatch.from_pylist([], pa.schema([column.field for column in query.columns]))
-                    return Rows(nothing, lambda row: (), shape=shape)
-                result = _read(connection, sql)
-            return replace(_page(result, query), shape=shape)
-
-        return await self.run(work)
+        form = None
+        if self._copies is not None and not any(column.guard for column in query.columns):
+            form = libpq.columns_form([(column.wire, column.field.type) for column in query.columns])
+        if self._copies is not None and form is not None:
+            found = await self._run(self._copies, partial(_copied, self._options, query, form))
+            if found is not None:
+                return found
+        return await self.run(partial(_fetched, self._options, query))
 
     async def keys(self, query: Query) -> list[tuple[KeyScalar, ...]]:
         batch = (await self.fetch(query)).batch
@@ -142,7 +151,7 @@ class PostgresSession:
 
     async def estimate(self, query: Query) -> tuple[int, int] | None:
         def work(connection: Connection) -> tuple[int, int]:
-            with _transaction(connection, self._options, query) as (sql, _):
+            with _transaction(partial(_rows, connection), self._options, query) as (sql, _):
                 plan = json.loads(_rows(connection, "EXPLAIN (FORMAT JSON) " + sql)[0][0])[0]["Plan"]
             return int(plan["Plan Rows"]), int(plan["Plan Width"])
 
@@ -157,8 +166,11 @@ class PostgresSession:
         """A session holds nothing between two calls."""
 
     async def run(self, work: Callable[[Connection], T]) -> T:
-        """`work` with a connection of the pool, in a thread, as one transaction."""
-        options, lease = self._options, _Lease(self._pool)
+        """`work` with a connection of the driver, in a thread, as one transaction."""
+        return await self._run(self._pool, work)
+
+    async def _run(self, pool: Pool[C], work: Callable[[C], T]) -> T:
+        options, lease = self._options, Lease(pool)
 
         def job() -> T:
             with _translated(options), lease as connection:
@@ -173,48 +185,8 @@ class PostgresSession:
             raise SourceUnavailableError(f"PostgreSQL did not answer within {deadline_s:g} s") from None
 
 
-class _Lease:
-    """A connection of the pool while a piece of work uses it. One that was told to stop is not used again: the
-    server may hear of it only when it is at its next statement."""
-
-    def __init__(self, pool: Pool) -> None:
-        self._pool = pool
-        self._lock = threading.Lock()
-        self._connection: Connection | None = None
-        self._stopped = False
-
-    def __enter__(self) -> Connection:
-        connection = self._pool.take()
-        with self._lock:
-            self._connection = connection
-        return connection
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
-        with self._lock:
-            connection, self._connection = self._connection, None
-        assert connection is not None
-        if self._stopped:
-            _close(connection)
-            return
-        if error is not None:
-            try:
-                connection.rollback()
-            except Error:
-                self._pool.discard(connection)
-                return
-        self._pool.give(connection)
-
-    def stop(self) -> None:
-        """From another thread: cancels what runs."""
-        with self._lock:
-            if self._connection is not None:
-                self._stopped = True
-                with contextlib.suppress(Error):
-                    self._connection.cancel()
-
-
 @contextlib.contextmanager
-def _transaction(connection: Connection, options: Options, query: Query) -> Iterator[tuple[str, str]]:
+def _transaction(run: Run, options: Options, query: Query) -> Iterator[tuple[str, str]]:
     """Makes the transaction read-only, sets its timeout and the query's values; yields the SQL that reads them, and
     the shape of the table it watches, which is locked against changes from then on until the transaction's end."""
     names = [name for name, value in query.params.items() if value is not None]
@@ -227,7 +199,7 @@ def _transaction(connection: Connection, options: Options, query: Query) -> Iter
         settings.append(f"(SELECT true FROM {query.watched.source} WHERE false)")
         values.append(query.watched.source)
         shape = shape_query(query.watched).replace("$1", f"${len(values)}")
-    found = _rows(connection, f"SELECT {', '.join(settings)}, {shape}", values)
+    found = run(f"SELECT {', '.join(settings)}, {shape}", values)
 
     def value(name: str) -> str:
         source = f"current_setting('producer.p{names.index(name)}')" if name in names else "NULL"
@@ -263,8 +235,40 @@ def _rows(connection: Connection, sql: str, values: Sequence[Any] = ()) -> list[
     return tuples(connection.read(sql, values, {"adbc.postgresql.use_copy": "false"}))
 
 
+def _copied(options: Options, query: Query, form: bytes, connection: CopyConnection) -> Rows | None:
+    """A page straight from the wire; None where a value has no form in its column's type: `_fetched` names it."""
+    schema = pa.schema([column.field for column in query.columns])
+    with _transaction(connection.rows, options, query) as (sql, shape):
+        if _has_changed(query, shape):
+            return _no_rows(query, shape)
+        found = connection.copy(sql, schema, form, MAX_RESULT_BYTES)
+    if found is None:
+        return None
+    return Rows(found.batch, partial(key_of, found.batch, query.key), found.cut, shape=shape)
+
+
+def _fetched(options: Options, query: Query, connection: Connection) -> Rows:
+    """A page by way of the driver's own Arrow types."""
+    with _transaction(partial(_rows, connection), options, query) as (sql, shape):
+        if _has_changed(query, shape):
+            return _no_rows(query, shape)
+        result = _read(connection, sql)
+    return replace(_page(result, query), shape=shape)
+
+
+def _has_changed(query: Query, shape: str) -> bool:
+    return query.watched is not None and shape != query.watched.shape
+
+
+def _no_rows(query: Query, shape: str) -> Rows:
+    """For a table that has changed: its rows are not of the known types."""
+    return Rows(
+        pa.RecordBatch.from_pylist([], pa.schema([c.field for c in query.columns])), lambda row: (), shape=shape
+    )
+
+
 def _read(connection: Connection, sql: str) -> Result:
-    """The fetch seam: a SELECT's result from the wire, in the driver's own Arrow types."""
+    """A SELECT's result from the wire, in the driver's own Arrow types."""
     return connection.read_bounded(
         sql, (), {"adbc.postgresql.batch_size_hint_bytes": str(MAX_RESULT_BYTES)}, drains=True
     )
@@ -303,11 +307,6 @@ def _shown(value: pa.Scalar[Any]) -> str:
         return str(value.cast(pa.int32() if value.type == pa.date32() else pa.int64()))
 
 
-def _close(connection: Connection) -> None:
-    with contextlib.suppress(Error):
-        connection.close()
-
-
 def _libpq_uri(options: Options) -> str:
     """The configured URL for libpq: SQLAlchemy's driver suffix dropped, time limits on every wait of the socket."""
     parts = urlsplit(options.url)
@@ -329,7 +328,7 @@ def _libpq_uri(options: Options) -> str:
 def _translated(options: Options) -> Iterator[None]:
     try:
         yield
-    except Error as error:
+    except (Error, LibpqError) as error:
         raise _translate(error, options) from None
 
 

@@ -94,7 +94,13 @@ def column(name: str, info: TypeInfo, shown: str, *, nullable: bool, comment: st
         guard,
         refused=f"has the pseudo-type {info.sql}, which has no values to read" if info.kind == "p" else "",
         sortable=info.name not in _UNSORTABLE and info.item is None,
+        wire="" if info.item else _wire(ref, select, info),
     )
+
+
+def _wire(ref: str, select: str, info: TypeInfo) -> str:
+    """The type of what is selected: the column's own, or the one that it is cast to."""
+    return (info.name if info.builtin else "") if select == ref else select.rpartition("::")[2]
 
 
 def _scalar(ref: str, info: TypeInfo, decimal: str | None) -> tuple[pa.DataType, str, dict[str, str]]:

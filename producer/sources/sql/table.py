@@ -30,7 +30,8 @@ class Column:
     alias ``t``, `sql_type` for casts.
 
     `guard` is an expression whose values the dialect checks beside the column's own; it is selected after all columns.
-    `refused` says why the column cannot be read at all ('' where it can); it matters only when it is selected.
+    `refused` says why the column cannot be read at all ('' where it can); it matters only when it is selected. `wire`
+    is the type that `select` has, for a dialect that reads values off the wire itself ('' where it does not).
     """
 
     name: str
@@ -40,6 +41,7 @@ class Column:
     guard: str = ""
     refused: str = ""
     sortable: bool = True
+    wire: str = ""
 
 
 @dataclass(frozen=True, slots=True)
