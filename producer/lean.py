@@ -16,8 +16,8 @@ from importlib.machinery import ModuleSpec
 from importlib.util import find_spec
 from types import ModuleType
 
-#: New objects between two looks for garbage. Pages are few large objects; a start makes some 300,000 that stay.
-_NEW_OBJECTS = 50_000
+#: New objects between two looks for garbage. Pages are few large objects; a start makes some 100,000 that stay.
+_NEW_OBJECTS = 150_000
 
 
 class _Without(MetaPathFinder):

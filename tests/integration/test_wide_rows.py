@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 import yaml
 
-from producer.sources.sql.adbc import MAX_RESULT_BYTES
+from producer.sources.sql.table import MAX_RESULT_BYTES
 from tests.integration.sql_reading import open_source, stream
-from tests.sql import Databank, sqlite
+from tests.sql import Databank, mariadb, sqlite
 from tests.sql import postgres as postgres_bank
 
 NARROW, WIDE, WIDE_BYTES = 20_000, 400, 900_000
@@ -130,3 +130,29 @@ async def test_a_page_from_sqlite_ends_where_its_rows_are_enough_for_the_memory(
                 break
         await reader.close()
     assert ids == list(range(1, 5001))
+
+
+async def test_a_page_from_mariadb_ends_where_its_rows_are_enough_for_the_memory(mariadb_url: str) -> None:
+    made = mariadb(mariadb_url)
+    made.run("CREATE OR REPLACE TABLE wide (id INTEGER PRIMARY KEY, body MEDIUMTEXT)")
+    try:
+        made.run("INSERT INTO wide SELECT seq, repeat('a', 300000) FROM seq_1_to_300")
+        settings = stream("wide", page_size=5000, max_parallel=1)
+        async with open_source(made.url) as source:
+            dataset = await source.describe(settings)
+            (split,) = await source.plan(settings, dataset)
+            reader = await source.reader(settings, dataset, split)
+            ids: list[int] = []
+            position = None
+            while True:
+                page = await reader.fetch(position, 5000)
+                position = page.position
+                ids += page.batch.column(0).to_pylist()
+                assert page.batch.nbytes < 64 * 300_010 + MAX_RESULT_BYTES
+                if page.last:
+                    break
+            await reader.close()
+    finally:
+        made.run("DROP TABLE wide")
+        made.close()
+    assert ids == list(range(1, 301))

@@ -18,8 +18,7 @@ from adbc_driver_manager import AdbcConnection, AdbcDatabase, AdbcStatement, Err
 # The only reader that gives errors with their SQLSTATE when they come in the middle of a result.
 from adbc_driver_manager._reader import AdbcRecordBatchReader
 
-#: A page's result is read no further once it holds so many bytes, and two rows.
-MAX_RESULT_BYTES = 8 * 2**20
+from producer.sources.sql.table import MAX_RESULT_BYTES
 
 
 @dataclass(frozen=True, slots=True)

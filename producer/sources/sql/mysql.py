@@ -35,14 +35,17 @@ from producer.sources.sql import mysql_types
 from producer.sources.sql.arrow import read_rows
 from producer.sources.sql.names import bind_named, nearest_table, quote, split_name
 from producer.sources.sql.scalars import key_scalar
-from producer.sources.sql.table import Column, Options, Query, Rows, Table
+from producer.sources.sql.table import MAX_RESULT_BYTES, Column, Options, Query, Rows, Table
 from producer.sources.sql.threads import STOP_GRACE_S
 
 if TYPE_CHECKING:
-    from sqlalchemy.engine import URL
+    from sqlalchemy.engine import URL, Connection
     from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 T = TypeVar("T")
+
+#: Rows between two looks at how much memory they hold.
+_ROWS_AT_ONCE = 64
 
 _TABLES = """
 SELECT TABLE_NAME, TABLE_TYPE, TABLE_COMMENT, AVG_ROW_LENGTH FROM information_schema.TABLES WHERE TABLE_SCHEMA = %s
@@ -184,8 +187,8 @@ class MysqlSession:
         self._closed = False
 
     async def fetch(self, query: Query) -> Rows:
-        found = await self.rows(*_bound(query))
-        page = asyncio.to_thread(_page, query, found)
+        found, cut = await self._read(*_bound(query))
+        page = asyncio.to_thread(_page, query, found, cut)
         if query.watched is None:
             return await page
         # After the rows, and beside their conversion: a change that they do not show yet is one too many at worst.
@@ -213,6 +216,30 @@ class MysqlSession:
             result = await connection.exec_driver_sql(sql, values)
             return list(result.fetchall())
 
+    async def _read(self, sql: str, values: tuple[Any, ...]) -> tuple[list[Any], bool]:
+        """The rows as `rows` gives them, but no more than hold `MAX_RESULT_BYTES`, give or take `_ROWS_AT_ONCE`; and
+        whether more were to come, which end with their connection."""
+
+        def some(connection: Connection) -> tuple[list[Any], bool]:
+            result = connection.exec_driver_sql(sql, values, execution_options={"stream_results": True})
+            found: list[Any] = []
+            size = 0
+            while size < MAX_RESULT_BYTES or len(found) < 2:
+                rows = result.fetchmany(_ROWS_AT_ONCE)
+                found += rows
+                if len(rows) < _ROWS_AT_ONCE:
+                    result.close()
+                    return found, False
+                size += sum(len(value) for row in rows for value in row if value is not None)
+            connection.invalidate()
+            return found, True
+
+        async with self._using() as connection:
+            found, cut = await connection.run_sync(some)
+            if cut:
+                await connection.close()
+        return found, cut
+
     async def snapshot(self) -> None:
         return None
 
@@ -232,7 +259,9 @@ class MysqlSession:
                 if connection is None:
                     connection = await self._open()
                 yield connection
-            if self._connection is None and not self._closed:  # else another call beside this one has kept its own
+            if connection.closed:
+                connection = None
+            elif self._connection is None and not self._closed:  # else another call beside this one has kept its own
                 self._connection, connection = connection, None
         except TimeoutError:
             raise SourceUnavailableError(f"{_where(self._url)} did not answer within {deadline_s:g} s") from None
@@ -324,7 +353,7 @@ def _plain(value: Any) -> Any:
     raise ConfigError(f"params: MySQL takes no {type(value).__name__}")
 
 
-def _page(query: Query, found: list[Any]) -> Rows:
+def _page(query: Query, found: list[Any], cut: bool) -> Rows:
     values = list(zip(*found, strict=True)) if found else [()] * len(query.columns)
     by_name = {column.name: column_values for column, column_values in zip(query.columns, values, strict=True)}
     return read_rows(
@@ -332,6 +361,7 @@ def _page(query: Query, found: list[Any]) -> Rows:
         len(found),
         lambda column, start, stop: mysql_types.convert(column, by_name[column.name][start:stop]),
         lambda column, row: str(by_name[column.name][row]),
+        cut=cut,
     )
 
 

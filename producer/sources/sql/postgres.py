@@ -35,7 +35,7 @@ from producer.errors import (
 from producer.holes import Snapshot
 from producer.model import KeyScalar
 from producer.sources.sql import libpq, postgres_types
-from producer.sources.sql.adbc import MAX_RESULT_BYTES, Connection, Result, connector, tuples
+from producer.sources.sql.adbc import Connection, Result, connector, tuples
 from producer.sources.sql.arrow import part, read_rows
 from producer.sources.sql.libpq import CopyConnection, LibpqError
 from producer.sources.sql.names import bind_named, quote, split_name
@@ -43,7 +43,7 @@ from producer.sources.sql.pool import C, Lease, Pool
 from producer.sources.sql.postgres_catalog import Run, parameter_types, reflect, shape_query
 from producer.sources.sql.postgres_notify import listening
 from producer.sources.sql.scalars import key_of, key_scalar
-from producer.sources.sql.table import Column, Options, Query, Rows, Table
+from producer.sources.sql.table import MAX_RESULT_BYTES, Column, Options, Query, Rows, Table
 from producer.sources.sql.threads import STOP_GRACE_S, in_thread
 
 T = TypeVar("T")

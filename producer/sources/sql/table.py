@@ -14,6 +14,9 @@ from producer.model import Json, KeyScalar, RejectedRow
 #: Values bound to the parameters of a query, by name.
 Params = Mapping[str, Json | KeyScalar]
 
+#: A page's result is read no further once it holds so many bytes, and two rows.
+MAX_RESULT_BYTES = 8 * 2**20
+
 
 @dataclass(frozen=True, slots=True)
 class Options:
