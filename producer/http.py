@@ -14,7 +14,6 @@ import hashlib
 import hmac
 import ipaddress
 import json
-import os
 import re
 import socket
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -28,7 +27,8 @@ from producer.config import HttpConfig
 from producer.errors import ConfigError, ProducerError, TransientError
 from producer.logs import Redact
 from producer.metrics import CONTENT_TYPE, Metrics
-from producer.model import Between, Json, position_to_json
+from producer.model import Between, Checkpoint, Json, position_to_json
+from producer.worker import worker_id
 
 if TYPE_CHECKING:
     from aiohttp import web
@@ -36,9 +36,6 @@ if TYPE_CHECKING:
 
     from producer.service import Service
     from producer.stream import StreamStatus
-
-#: Who runs a split, in ``/streams``.
-WORKER = os.environ.get("WORKER_ID") or f"{socket.gethostname()}:{os.getpid()}"
 
 _SHUTDOWN_S = 2.0
 _MAX_BODY_BYTES = 64 * 1024
@@ -114,7 +111,7 @@ def _application(metrics: Metrics, service: Service, redact: Redact, token: Secr
 
     async def streams(_: web.Request) -> web.Response:
         told = [status_json(status, redact) for status in service.streams.values()]
-        return web.json_response({"worker": WORKER, "app": service.config.app, "streams": told})
+        return web.json_response({"worker": worker_id(), "app": service.config.app, "streams": told})
 
     def named(request: web.Request) -> str:
         name = request.match_info["name"]
@@ -283,18 +280,25 @@ def status_json(status: StreamStatus, redact: Redact) -> dict[str, Json]:
         "finished_at": _iso(status.finished_at),
         "last_commit_at": _iso(status.last_commit_at),
         "splits": [
-            {
-                "id": split.checkpoint.split.id,
-                "position": position_to_json(split.checkpoint.position),
-                "lower": position_to_json(split.checkpoint.split.lower),
-                "upper": position_to_json(split.checkpoint.split.upper),
-                "replays": _range(split.checkpoint.split.between),
-                "rows": split.checkpoint.rows,
-                "done": split.checkpoint.done,
-                "owner": WORKER if split.active else None,
-            }
-            for split in status.splits
+            *(
+                _split_json(name, split.checkpoint, worker_id() if split.active or status.shared else None)
+                for name, split in status.named_splits
+            ),
+            *(_split_json(name, checkpoint, owner) for name, checkpoint, owner in status.elsewhere),
         ],
+    }
+
+
+def _split_json(name: str, checkpoint: Checkpoint, owner: str | None) -> Json:
+    return {
+        "id": name,
+        "position": position_to_json(checkpoint.position),
+        "lower": position_to_json(checkpoint.split.lower),
+        "upper": position_to_json(checkpoint.split.upper),
+        "replays": _range(checkpoint.split.between),
+        "rows": checkpoint.rows,
+        "done": checkpoint.done,
+        "owner": None if checkpoint.done else owner,
     }
 
 

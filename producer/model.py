@@ -76,7 +76,7 @@ class Split:
 
     @property
     def is_replay(self) -> bool:
-        return self.id.startswith(REPLAY)
+        return self.id.rpartition(".")[2].startswith(REPLAY)  # also where it is named as one of the whole stream's
 
     @property
     def is_open(self) -> bool:
@@ -92,6 +92,11 @@ class Split:
 def unit_name(stream: str, partition: int) -> str:
     """The name under which a store keeps the part of a stream that belongs to a partition of the state topic."""
     return f"{stream}/{partition}"
+
+
+def split_name(unit: str, split_id: str) -> str:
+    """What a split is called in its whole stream: its id, after the number of the unit (of shared work) that has it."""
+    return f"{unit}.{split_id}" if unit else split_id
 
 
 def unit_partition(name: str) -> int | None:
@@ -125,7 +130,7 @@ class StreamState:
 
     ``fingerprint`` is that of the query and traversal that made the positions; ``epoch`` rises with every runner
     that claims the stream, and a runner with an older epoch may not commit any more. ``paused``: an operator has
-    stopped it, and it stays so over restarts.
+    stopped it, and it stays so over restarts. ``owner`` is the worker that claimed last, where the store knows.
     """
 
     stream: str
@@ -134,6 +139,7 @@ class StreamState:
     checkpoints: tuple[Checkpoint, ...]
     updated_at: str = ""  # ISO 8601, UTC
     paused: bool = False
+    owner: str | None = field(default=None, compare=False)
 
     def with_changes(self, changed: Sequence[Checkpoint], updated_at: str) -> StreamState:
         """This state with the given splits' checkpoints put in (new splits are appended)."""

@@ -238,6 +238,14 @@ class LendingStore(CheckpointStore, Protocol):
         """Gives a claim up, for another process to take."""
         ...
 
+    async def begin_units(self, state: StreamState, units: Sequence[StreamState]) -> None:
+        """Writes a stream's first state and those of its units, all or none. Needs the claim of the stream."""
+        ...
+
+    async def add(self, stream: str, epoch: int, unit: str, checkpoint: Checkpoint) -> None:
+        """Durably puts a new split into a unit of the stream, whoever runs that. Needs the claim of the stream."""
+        ...
+
     def transactional_id(self, stream: str) -> str:
         """The id that a stream's runner holds; whoever begins with it later fences the one before."""
         ...

@@ -148,7 +148,7 @@ class Service:
                 self._listen(name, source)
             if await self._started(stop):
                 self.ready = True
-                async with sharing(config, self._streams.values()):
+                async with sharing(config, self._streams.values(), stop):
                     await self._run_all(once, stop)
         finally:
             executor.shutdown(wait=False, cancel_futures=True)
@@ -281,7 +281,7 @@ class Service:
             bytes=status.bytes_acked,
             seconds=seconds if status.started_at else 0.0,
             rows_per_second=status.rows_acked / seconds if status.started_at else 0.0,
-            position={s.checkpoint.split.id: position_to_json(s.checkpoint.position) for s in status.splits},
+            position={name: position_to_json(s.checkpoint.position) for name, s in status.named_splits},
             state=status.state,
             error=status.error,
         )
@@ -297,8 +297,8 @@ def stream_class(config: Config) -> type[Stream]:
 
 
 @asynccontextmanager
-async def sharing(config: Config, streams: Collection[Stream]) -> AsyncIterator[None]:
-    """Membership of the application's group meanwhile, where processes share the work."""
+async def sharing(config: Config, streams: Collection[Stream], stop: asyncio.Event) -> AsyncIterator[None]:
+    """Membership of the application's group meanwhile, where processes share the work; not once `stop` is set."""
     if config.coordination != "kafka":
         yield
         return
@@ -314,8 +314,14 @@ async def sharing(config: Config, streams: Collection[Stream]) -> AsyncIterator[
         await asyncio.gather(*(stream.disown(partitions) for stream in shared))
 
     membership = Membership(config.kafka, config.app, config.state_topic, assigned=assigned, revoked=revoked)
-    await membership.start()
+    joining, stopping = asyncio.create_task(membership.start()), asyncio.create_task(stop.wait())
     try:
+        await asyncio.wait({joining, stopping}, return_when=asyncio.FIRST_COMPLETED)
+        if joining.done():
+            await joining
         yield
     finally:
+        joining.cancel()
+        stopping.cancel()
+        await asyncio.gather(joining, stopping, return_exceptions=True)
         await membership.close()

@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import functools
 import time
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -30,7 +30,8 @@ from producer.errors import (
     unexpected,
 )
 from producer.metrics import StreamMetrics
-from producer.model import REPLAY, Between, Checkpoint, Dataset, Split
+from producer.model import REPLAY, Between, Checkpoint, Dataset, Split, split_name
+from producer.modes import tail_after
 from producer.pipeline import SplitProgress, wait_for_any
 from producer.protocols import PageWriter, Source
 from producer.retry import attempts
@@ -64,12 +65,23 @@ class StreamStatus:
     started_at: float | None = None  # seconds since 1970
     finished_at: float | None = None
     last_commit_at: float | None = None
-    split_lists: list[list[SplitProgress]] = field(default_factory=list)  # one for each unit
+    split_lists: dict[str, list[SplitProgress]] = field(default_factory=dict)  # by unit; "" for a whole stream
+    elsewhere: Sequence[tuple[str, Checkpoint, str | None]] = ()  # name, last commit and owner: other processes' splits
+    shared: bool = False  # the work of several processes: what is in `split_lists` is owned, moving or not
 
     @property
     def splits(self) -> list[SplitProgress]:
         """Those that this process runs."""
-        return [progress for splits in self.split_lists for progress in splits]
+        return [progress for splits in self.split_lists.values() for progress in splits]
+
+    @property
+    def named_splits(self) -> list[tuple[str, SplitProgress]]:
+        """The same, by the names that they have in the whole stream."""
+        return [
+            (split_name(unit, progress.checkpoint.split.id), progress)
+            for unit, splits in self.split_lists.items()
+            for progress in splits
+        ]
 
 
 class Stream:
@@ -126,16 +138,20 @@ class Stream:
 
         ConfigError for a range that is not one, another ProducerError where the stream cannot take it just now.
         """
-        if self._dataset is None or not self._units:
+        if not self.started:
             raise SourceUnavailableError(f"stream {self.config.name!r} is still starting", hint="try again")
         if self.status.state in ("failed", "stopped"):
             raise PermanentError(f"stream {self.config.name!r} has {self.status.state}", hint="start it again first")
         async with control_deadline("the replay cannot be begun"), self._replaying:
-            found = [progress.checkpoint.split for progress in self.status.splits]
-            number = 1 + max((int(split.id.removeprefix(REPLAY)) for split in found if split.is_replay), default=0)
-            split = await self._source.replay(self.config, self._dataset, f"{REPLAY}{number}", wanted)
-            await self._units[0].add(split)
+            split = await self._begin_replay(wanted)
         log.info("replaying", stream=self.config.name, split=split.id)
+        return split
+
+    async def _begin_replay(self, wanted: Between) -> Split:
+        (unit,) = self._units
+        split_id = next_replay(progress.checkpoint for progress in unit.splits)
+        split = await self._source.replay(self.config, unit.dataset, split_id, wanted)
+        await unit.add(split)
         return split
 
     # --- start -----------------------------------------------------------------------------------------------------
@@ -154,17 +170,12 @@ class Stream:
         state = await unit.claim()
         if state is None:
             await unit.begin([Checkpoint(split) for split in await self._source.plan(config, dataset)])
-        elif unit.follows and all(c.split.upper is not None or c.split.is_replay for c in state.checkpoints):
-            # A snapshot that is to be followed from now on: an open split begins where the plan ended.
-            planned = [c.split for c in state.checkpoints if not c.split.is_replay]
-            (end,) = {split.upper for split in planned} - {split.lower for split in planned}
-            tail = Checkpoint(Split(str(1 + max(int(split.id) for split in planned)), lower=end))
-            await engine.store.commit(unit.name, unit.epoch, [tail])
-            unit.splits.append(SplitProgress(tail))
+        elif (tail := tail_after(config, state.checkpoints)) is not None:
+            await unit.add(tail)
         self._holes_expired = max((holes.counts(p.checkpoint.detail)[1] for p in unit.splits), default=0)
         status = self.status
         self._units = [unit]
-        status.split_lists = [unit.splits]
+        status.split_lists = {"": unit.splits}
         if unit.paused:
             self._gate.clear()
             log.info(
@@ -456,6 +467,12 @@ async def control_deadline(what: str) -> AsyncIterator[None]:
             yield
     except TimeoutError:
         raise StoreUnavailableError(f"{what}: no answer in {CONTROL_DEADLINE_S:g} s", hint="try again") from None
+
+
+def next_replay(checkpoints: Iterable[Checkpoint]) -> str:
+    """The id of a stream's next replay."""
+    found = (int(c.split.id.removeprefix(REPLAY)) for c in checkpoints if c.split.is_replay)
+    return f"{REPLAY}{1 + max(found, default=0)}"
 
 
 def split_states(splits: Sequence[SplitProgress]) -> Mapping[str, int]:

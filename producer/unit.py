@@ -27,7 +27,8 @@ from producer.errors import (
     unexpected,
 )
 from producer.inflight import ByteBudget
-from producer.model import Checkpoint, Dataset, Page, Split, StreamState
+from producer.model import Checkpoint, Dataset, Page, Split, StreamState, unit_partition
+from producer.modes import refuse_other_mode
 from producer.pipeline import Committer, Limits, Save, SplitProgress, StreamIO, wait_for_any
 from producer.pressure import Pressure
 from producer.protocols import CheckpointStore, LendingStore, PageWriter, Source, TransactionalWriter, WakingSource
@@ -124,6 +125,7 @@ class Unit:
     wake: asyncio.Event  # set when the source knows of new rows
     splits: list[SplitProgress] = field(default_factory=list)
     epoch: int = 0
+    snapshot_over: Callable[[], bool] = lambda: True
     paused: bool = False  # as the store remembers it
     pressure: Pressure = field(init=False)
     moving: tuple[SplitSchedule, Committer] | None = None
@@ -141,10 +143,10 @@ class Unit:
         store, fingerprint = self.engine.store, self.dataset.fingerprint(self.config.traversal)
         with contextlib.suppress(TimeoutError):  # what a killed runner had begun may hold this up; the claim ends it
             async with asyncio.timeout(LOOK_BEFORE_CLAIM_S):
-                refuse_other_query(await store.load(self.name), self.config.name, fingerprint)
+                refuse_other(await store.load(self.name), self.config, fingerprint)
         self.epoch = await store.claim(self.name)
         state = await store.load(self.name)  # again: another runner may have moved it before our claim
-        refuse_other_query(state, self.config.name, fingerprint)
+        refuse_other(state, self.config, fingerprint)
         if state is not None:
             self._restore(state)
         return state
@@ -157,10 +159,24 @@ class Unit:
         self._restore(state)
 
     def _restore(self, state: StreamState) -> None:
-        self.splits[:] = [SplitProgress(self._resumed(checkpoint)) for checkpoint in state.checkpoints]
+        self.splits[:] = [SplitProgress(self.resumed(c)) for c in state.checkpoints if self.may_run(c)]
         self.paused = state.paused
 
-    def _resumed(self, checkpoint: Checkpoint) -> Checkpoint:
+    def may_run(self, checkpoint: Checkpoint) -> bool:
+        """Whether it is not one that follows a snapshot of which other units have still something to send."""
+        return not (self.follows and checkpoint.split.is_open) or self.snapshot_over()
+
+    def take_up(self, checkpoints: Sequence[Checkpoint]) -> None:
+        """Has those splits run with the others that are not among them yet: others have put them into the state."""
+        known = {progress.checkpoint.split.id for progress in self.splits}
+        for checkpoint in checkpoints:
+            if self.moving is not None and checkpoint.split.id not in known and self.may_run(checkpoint):
+                progress = SplitProgress(self.resumed(checkpoint))
+                self.splits.append(progress)
+                if not progress.checkpoint.done:
+                    self.moving[0].add(progress)
+
+    def resumed(self, checkpoint: Checkpoint) -> Checkpoint:
         """An open split that had been caught up with is not done where it is followed."""
         return replace(checkpoint, done=False) if self.follows and checkpoint.split.is_open else checkpoint
 
@@ -346,6 +362,14 @@ async def sleep_until_stop(stop: asyncio.Event, seconds: float) -> None:
     await wait_for_any(stop, timeout_s=seconds)
     if stop.is_set():
         raise asyncio.CancelledError
+
+
+def refuse_other(state: StreamState | None, config: StreamConfig, fingerprint: str) -> None:
+    """OtherQueryError where the configured stream cannot go on from the checkpoint."""
+    if state is not None:
+        refuse_other_query(state, config.name, fingerprint)
+        if unit_partition(state.stream) is None:  # of a part alone it cannot be told
+            refuse_other_mode(config, state.checkpoints)
 
 
 def refuse_other_query(state: StreamState | None, stream: str, fingerprint: str) -> None:

@@ -29,6 +29,7 @@ from producer.errors import (
 )
 from producer.kafka import abandon, client_options, connect, ensure_topic, translate
 from producer.model import Checkpoint, Json, StreamState, checkpoint_from_json, checkpoint_to_json, unit_partition
+from producer.worker import worker_id
 
 #: A crashed runner's open transaction holds readers up for so long at most; a commit takes some milliseconds.
 _TRANSACTION_TIMEOUT_MS = 10_000
@@ -100,7 +101,7 @@ class KafkaCheckpointStore:
             producer = await self._new_producer(stream)
             self._claims[stream] = claim = _Claim(0, {}, producer)
             # Read once the older runner is fenced: it can change nothing any more.
-            records = (await self._read(stream)).get(stream, StreamRecords())
+            records = await self._records(stream)
             state = self._state(stream, records)
             claim.epoch = max(state.epoch if state else _epoch(records), above) + 1
             claim.places = {c.split.id: place for place, c in enumerate(state.checkpoints)} if state else {}
@@ -112,11 +113,22 @@ class KafkaCheckpointStore:
     async def begin(self, state: StreamState) -> None:
         async def work() -> None:
             claim = self._claimed(state.stream, state.epoch)
-            old = (await self._read(state.stream)).get(state.stream, StreamRecords())
+            changes = _first(state, state.epoch, await self._records(state.stream))
             claim.places = {c.split.id: place for place, c in enumerate(state.checkpoints)}
-            changes = [_plan(state.stream, state.epoch, state.fingerprint), _pause(state.stream, state.paused)]
-            changes += [(record_key(state.stream, split), None) for split in old.splits if split not in claim.places]
-            await self._write(state.stream, claim, changes + _checkpoints(state.stream, claim, state.checkpoints))
+            await self._write(state.stream, claim, changes)
+
+        await self._in_turn(state.stream, "write", work())
+
+    async def begin_units(self, state: StreamState, units: Sequence[StreamState]) -> None:
+        """In one transaction of the stream's claim, so that of two processes' plans never a part of each is there."""
+
+        async def work() -> None:
+            claim = self._claimed(state.stream, state.epoch)
+            changes: list[tuple[bytes, Json]] = []
+            for unit in units:
+                old = await self._records(unit.stream)
+                changes += _first(unit, _epoch(old), old)
+            await self._write(state.stream, claim, changes + _first(state, state.epoch, StreamRecords()))
 
         await self._in_turn(state.stream, "write", work())
 
@@ -143,6 +155,17 @@ class KafkaCheckpointStore:
                     await producer.send_and_wait(self.topic, _json(value), key, partition=self._partition(stream))
             finally:
                 await abandon(producer)
+
+        await self._in_turn(stream, "write", work())
+
+    async def add(self, stream: str, epoch: int, unit: str, checkpoint: Checkpoint) -> None:
+        """In a transaction of the stream's own claim: the unit's runner has the unit's, and may be in one just now."""
+
+        async def work() -> None:
+            claim = self._claimed(stream, epoch)
+            splits = (await self._records(unit)).splits
+            record = _checkpoint(unit, checkpoint, place=len(splits), epoch=epoch)
+            await self._write(stream, claim, [record])
 
         await self._in_turn(stream, "write", work())
 
@@ -182,6 +205,9 @@ class KafkaCheckpointStore:
     async def _read(self, stream: str) -> dict[str, StreamRecords]:
         return await self._reader.read(self._partition(stream))
 
+    async def _records(self, stream: str) -> StreamRecords:
+        return (await self._read(stream)).get(stream, StreamRecords())
+
     def records(self, stream: str, epoch: int, changed: Sequence[Checkpoint]) -> list[StateRecord]:
         """The splits' checkpoints as records (partition, key, value) of `topic`."""
         claim = self._claimed(stream, epoch)
@@ -195,7 +221,7 @@ class KafkaCheckpointStore:
             held = self._claims.get(stream)
             claim = held or _Claim(0, {}, await self._new_producer(stream))
             try:
-                records = (await self._read(stream)).get(stream, StreamRecords())
+                records = await self._records(stream)
                 if not records.splits and _fingerprint(records) is None:
                     return False
                 plan = _plan(stream, _epoch(records), None)
@@ -230,6 +256,7 @@ class KafkaCheckpointStore:
             task.exception()  # seen, though the caller may have been cancelled
 
     async def _write(self, stream: str, claim: _Claim, changes: _Changes) -> None:
+        """Commits records of the claimed stream and of its units."""
         if claim.producer is None:
             claim.producer = await self._reopened(stream, claim)
         producer = claim.producer
@@ -237,8 +264,10 @@ class KafkaCheckpointStore:
             async with asyncio.timeout(self._config.request_timeout_s):
                 await producer.begin_transaction()
                 # commit_transaction() would succeed though a record failed: each is awaited before.
-                place = self._partition(stream)
-                sent = [await producer.send(self.topic, _json(value), key, partition=place) for key, value in changes]
+                sent = [
+                    await producer.send(self.topic, _json(value), key, partition=self._partition(_stream_of(key)))
+                    for key, value in changes
+                ]
                 await asyncio.gather(*sent)
                 await producer.commit_transaction()
         except BaseException as error:
@@ -276,7 +305,7 @@ class KafkaCheckpointStore:
         return producer
 
     async def _refuse_newer(self, stream: str, claim: _Claim) -> None:
-        if _epoch((await self._read(stream)).get(stream, StreamRecords())) > claim.epoch:
+        if _epoch(await self._records(stream)) > claim.epoch:
             self._claims.pop(stream, None)
             raise _taken_over(stream)
 
@@ -307,6 +336,7 @@ class KafkaCheckpointStore:
                 tuple(checkpoint_from_json(value) for value in splits),
                 max((str(value["updated_at"]) for value in splits), default=str(plan["updated_at"])),
                 paused=records.paused is not None,
+                owner=plan.get("worker"),
             )
         except (ValueError, KeyError, TypeError) as error:
             raise CheckpointCorruptError(
@@ -335,7 +365,7 @@ def _taken_over(stream: str) -> CheckpointConflictError:
 
 
 def _plan(stream: str, epoch: int, fingerprint: str | None) -> tuple[bytes, Json]:
-    plan: dict[str, Json] = {"version": 1, "epoch": epoch, "updated_at": _now()}
+    plan: dict[str, Json] = {"version": 1, "epoch": epoch, "worker": worker_id(), "updated_at": _now()}
     if fingerprint is not None:
         plan["fingerprint"] = fingerprint
     return record_key(stream), plan
@@ -345,15 +375,25 @@ def _pause(stream: str, paused: bool) -> tuple[bytes, Json]:
     return pause_key(stream), {"version": 1, "updated_at": _now()} if paused else None
 
 
+def _first(state: StreamState, epoch: int, old: StreamRecords) -> list[tuple[bytes, Json]]:
+    """A state as it begins, in the place of an older one."""
+    checkpoints = [_checkpoint(state.stream, c, place=place, epoch=epoch) for place, c in enumerate(state.checkpoints)]
+    kept = {key for key, _ in checkpoints}
+    gone = [(key, None) for key in (record_key(state.stream, split) for split in old.splits) if key not in kept]
+    return [_plan(state.stream, epoch, state.fingerprint), _pause(state.stream, state.paused), *gone, *checkpoints]
+
+
 def _checkpoints(stream: str, claim: _Claim, checkpoints: Sequence[Checkpoint]) -> list[tuple[bytes, Json]]:
-    now = _now()
-    return [
-        (
-            record_key(stream, c.split.id),
-            {**checkpoint_to_json(c), "place": claim.places[c.split.id], "epoch": claim.epoch, "updated_at": now},
-        )
-        for c in checkpoints
-    ]
+    return [_checkpoint(stream, c, place=claim.places[c.split.id], epoch=claim.epoch) for c in checkpoints]
+
+
+def _checkpoint(stream: str, checkpoint: Checkpoint, *, place: int, epoch: int) -> tuple[bytes, Json]:
+    value = {**checkpoint_to_json(checkpoint), "place": place, "epoch": epoch, "updated_at": _now()}
+    return record_key(stream, checkpoint.split.id), value
+
+
+def _stream_of(key: bytes) -> str:
+    return str(json.loads(key)["stream"])
 
 
 def _epoch(records: StreamRecords) -> int:

@@ -11,10 +11,8 @@ from __future__ import annotations
 
 import asyncio
 import json
-import os
 import re
 import secrets
-import socket
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
@@ -34,6 +32,7 @@ from producer.errors import (
 )
 from producer.model import Checkpoint, StreamState, checkpoint_from_json, checkpoint_to_json
 from producer.redis import SOCKET_TIMEOUT_S, client, redis_errors
+from producer.worker import worker_id
 
 log = structlog.get_logger("producer")
 
@@ -115,7 +114,7 @@ class RedisCheckpointStore:
         self._settings = settings
         self._stands_by = config.coordination == "redis"
         self._app = config.app
-        self.worker_id = os.environ.get("WORKER_ID") or f"{socket.gethostname()}:{os.getpid()}"
+        self.worker_id = worker_id()
         self._token = f"{self.worker_id}:{secrets.token_hex(8)}"
         self._redis = client(settings.url.get_secret_value(), "checkpoints.url")
         self._scripts = {text: self._redis.register_script(text) for text in (_CLAIM, _WRITE, _RENEW, _RELEASE, _RESET)}

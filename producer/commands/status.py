@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+from collections import Counter
 from typing import TYPE_CHECKING, Any
 
 from producer.commands import options
@@ -11,13 +12,13 @@ from producer.commands.control import address_of, ask, configured, is_url
 from producer.errors import CheckpointCorruptError, ProducerError
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     from producer.config import Config
     from producer.model import Checkpoint
 
 _TIMEOUT_S = 2.0
-_COLUMNS = ("name", "state", "rows_acked", "rows_remaining", "topic", "last_commit_at", "error")
+_COLUMNS = ("name", "state", "rows_acked", "rows_remaining", "topic", "last_commit_at", "workers", "error")
 
 
 def add_parser(subparsers: Any) -> None:
@@ -33,7 +34,8 @@ def run(args: argparse.Namespace) -> int:
         options.say_json({"running": running, "streams": streams})
         return 0
     options.say("running" if running else "not running here; as of the last checkpoints:")
-    options.say_table(_COLUMNS, [[stream.get(column) for column in _COLUMNS] for stream in streams])
+    rows = [{**stream, "workers": _workers(stream)} for stream in streams]
+    options.say_table(_COLUMNS, [[row.get(column) for column in _COLUMNS] for row in rows])
     return 0
 
 
@@ -59,6 +61,14 @@ def _ask_running(config: Config) -> list[dict[str, Any]] | None:
         return None  # something else listens there, or nothing
 
 
+def _workers(stream: Mapping[str, Any]) -> str:
+    """Who has how many splits."""
+    owners = stream.get("owners")
+    if owners is None:
+        owners = Counter(split["owner"] for split in stream.get("splits", ()) if split["owner"] is not None)
+    return ", ".join(f"{worker} ({splits})" for worker, splits in sorted(owners.items()) if splits)
+
+
 def _state(checkpoints: Sequence[Checkpoint]) -> str:
     if not checkpoints:
         return "not started"
@@ -66,7 +76,7 @@ def _state(checkpoints: Sequence[Checkpoint]) -> str:
 
 
 async def _from_checkpoints(config: Config) -> list[dict[str, Any]]:
-    from producer.coordination.units import whole_state
+    from producer.coordination.units import owners, whole_state
 
     async with options.open_store(config) as store:
         streams = []
@@ -84,6 +94,7 @@ async def _from_checkpoints(config: Config) -> list[dict[str, Any]]:
                     "state": "paused" if state and state.paused else _state(checkpoints),
                     "rows_acked": sum(c.rows for c in checkpoints),
                     "last_commit_at": state.updated_at if state else None,
+                    "owners": dict(await owners(store, stream.name)),
                 }
             )
     return streams

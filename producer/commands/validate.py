@@ -233,11 +233,11 @@ async def _checkpoints(config: Config, found: Iterable[_Found], broker: bool, re
 
     async def resumes(item: _Found) -> str:
         from producer.coordination.units import whole_state
-        from producer.unit import refuse_other_query
+        from producer.unit import refuse_other
 
         assert store is not None
         state = await whole_state(store, item.stream.name)
-        refuse_other_query(state, item.stream.name, item.dataset.fingerprint(item.stream.traversal))
+        refuse_other(state, item.stream, item.dataset.fingerprint(item.stream.traversal))
         if state is None:
             return "none yet: starts from the beginning"
         return f"goes on after {sum(c.rows for c in state.checkpoints):,} rows"

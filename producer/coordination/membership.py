@@ -24,6 +24,7 @@ log = structlog.get_logger("producer")
 SESSION_TIMEOUT_MS = 6_000  # the least that a broker takes by default
 HEARTBEAT_MS = 1_500
 REBALANCE_TIMEOUT_MS = 20_000
+JOIN_TIMEOUT_S = 45.0  # longer than a rebalance that waits for a member that hangs while it drains
 _POLL_MS = 1_000
 _CLOSE_TIMEOUT_S = 5.0
 
@@ -60,7 +61,7 @@ class Membership(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka i
         self._consumer = consumer
         try:
             # It returns with the first assignment, for which the members that are there may drain first.
-            async with asyncio.timeout(REBALANCE_TIMEOUT_MS / 1000):
+            async with asyncio.timeout(JOIN_TIMEOUT_S):
                 await consumer.start()
         except (ke.KafkaError, OSError) as error:
             raise translate(error, self._config, topic=self._topic, doing="join the group of") from None

@@ -1,27 +1,32 @@
 """Owns a stream whose work is shared between processes: planned once, run in units by whoever owns them.
 
-One process, whichever claims the stream's plan first, plans the splits, writes a state for each unit, and then the
-stream's own state: that is the sign for all that the units are there. A unit is run where its partition of the state
+One process, whichever claims the stream's plan first, plans the splits, and writes the stream's own state and one for
+each unit at once. A unit is run where its partition of the state
 topic is assigned; its claim fences whoever ran it before, so a process that hung does no harm when it wakes.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Collection
-from typing import Any, cast
+import random
+import time
+from collections.abc import Awaitable, Callable, Collection, Mapping
+from typing import Any, TypeVar, cast
 
 import structlog
 
+from producer.config import StreamConfig
 from producer.errors import CheckpointConflictError, ProducerError, StoreUnavailableError, TransientError, unexpected
-from producer.model import Checkpoint, StreamState, unit_name
+from producer.metrics import StreamMetrics
+from producer.model import REPLAY, Between, Checkpoint, Split, StreamState, split_name, unit_name
+from producer.modes import refuse_other_mode, tail_after
 from producer.pipeline import wait_for_any
-from producer.protocols import LendingStore, PageWriter
-from producer.scheduling import ignored_transient
-from producer.stream import Stream, control_deadline
-from producer.unit import Unit, refuse_other_query
+from producer.protocols import LendingStore, PageWriter, Source
+from producer.stream import Stream, control_deadline, next_replay
+from producer.unit import Engine, Unit, refuse_other_query
 
 log = structlog.get_logger("producer")
+T = TypeVar("T")
 
 LOOK_INTERVAL_S = 1.0
 CLAIM_AGAIN_S = 8.0  # longer than the group's session
@@ -31,12 +36,19 @@ DRAIN_DEADLINE_S = 5.0
 class SharedStream(Stream):
     """A Stream that runs the units it is told to `own`, until told to `disown` them."""
 
-    _owned: dict[int, asyncio.Task[None]]
-    _running: dict[int, Unit]
-    _looking: asyncio.Lock
     _broken: asyncio.Future[ProducerError] | None = None
     _all_done = False
+    _snapshot_over = False
     _resting: frozenset[int] = frozenset()  # owned, and to be run again at the next `_run_units`
+    _asked_to_pause: bool | None = None  # before there was a state that could keep it
+
+    def __init__(self, config: StreamConfig, source: Source, engine: Engine, metrics: StreamMetrics) -> None:
+        super().__init__(config, source, engine, metrics)
+        self.status.shared = True
+        self._owned: dict[int, asyncio.Task[None]] = {}
+        self._running: dict[int, Unit] = {}
+        self._looking = asyncio.Lock()
+        self._epochs: dict[int, int] = {}  # the units' at the start: a higher one has been run since
 
     @property
     def _store(self) -> LendingStore:
@@ -46,11 +58,14 @@ class SharedStream(Stream):
         """As `Stream.start`, but for the claim: the plan is made if there is none, and units come with `own`."""
         if self.started:
             return
-        self._owned, self._running, self._looking = {}, {}, asyncio.Lock()
         self._dataset = await self._source.describe(self.config)
         if not self._engine.exactly_once:
             self._writer = await self._open_writer(self.config.name)
         await self._plan_once()
+        await self._go_on_in_this_mode()
+        while (paused := self._asked_to_pause) is not None:
+            self._asked_to_pause = None
+            await self._tell_paused(paused)
         self.status.rows_total_estimate = self._dataset.rows_estimate
         self.started = True
         log.info("stream ready", stream=self.config.name, topic=self.config.topic, units=self._store.partitions)
@@ -63,6 +78,7 @@ class SharedStream(Stream):
         assert self._dataset is not None
         store, name = self._store, self.config.name
         fingerprint = self._dataset.fingerprint(self.config.traversal)
+        patience_s = LOOK_INTERVAL_S
         while (state := await store.load(name)) is None:
             try:
                 epoch = await store.claim(name)
@@ -70,21 +86,74 @@ class SharedStream(Stream):
                     await self._plan(fingerprint, epoch)
             except (CheckpointConflictError, StoreUnavailableError):  # fenced, whether its epoch is there yet or not
                 log.debug("another process plans", stream=name)
-                await wait_for_any(self._engine.stop, timeout_s=LOOK_INTERVAL_S)
+                await self._leave_planning(patience_s)
+                patience_s *= 2
             finally:
                 await store.release(name)
         refuse_other_query(state, name, fingerprint)
+
+    async def _leave_planning(self, patience_s: float) -> None:
+        """Leaves it to whoever has come in between, for longer each time: else two whose planning takes longer would
+        fence one another for ever."""
+        until = time.monotonic() + patience_s * random.uniform(1, 2)
+        while await self._store.load(self.config.name) is None and (left_s := until - time.monotonic()) > 0:
+            await self._wait(min(LOOK_INTERVAL_S, left_s))
+
+    async def _wait(self, seconds: float) -> None:
+        await wait_for_any(self._engine.stop, timeout_s=seconds)
+        if self._engine.stop.is_set():
+            raise StoreUnavailableError(f"stream {self.config.name!r}: stopped while another process had its state")
 
     async def _plan(self, fingerprint: str, epoch: int) -> None:
         assert self._dataset is not None
         store, name = self._store, self.config.name
         splits = await self._source.plan(self.config, self._dataset)
-        for partition in range(store.partitions):
-            unit = unit_name(name, partition)
-            mine = tuple(Checkpoint(split) for split in splits if int(split.id) % store.partitions == partition)
-            await store.begin(StreamState(unit, fingerprint, await store.claim(unit), mine))
-            await store.release(unit)
-        await store.begin(StreamState(name, fingerprint, epoch, ()))
+        units = [
+            StreamState(
+                unit_name(name, partition),
+                fingerprint,
+                0,
+                tuple(Checkpoint(split) for split in splits if int(split.id) % store.partitions == partition),
+            )
+            for partition in range(store.partitions)
+        ]
+        await store.begin_units(StreamState(name, fingerprint, epoch, ()), units)
+
+    async def _go_on_in_this_mode(self) -> None:
+        """Refuses a checkpoint that the stream's mode cannot go on from, and adds the tail that it may lack."""
+        checkpoints = _checkpoints(states := await self._load_units())
+        self._epochs = {partition: state.epoch for partition, state in states.items()}
+        refuse_other_mode(self.config, checkpoints)
+        if tail_after(self.config, checkpoints) is None:
+            return
+
+        async def add(epoch: int) -> None:
+            found = _checkpoints(await self._load_units())  # another process may have added it
+            if (tail := tail_after(self.config, found)) is not None:
+                await self._put_into_unit(int(tail.id), tail, epoch)
+
+        await self._as_stream(add)
+
+    async def _load_units(self) -> dict[int, StreamState]:
+        store, name = self._store, self.config.name
+        states = {partition: await store.load(unit_name(name, partition)) for partition in range(store.partitions)}
+        return {partition: state for partition, state in states.items() if state is not None}
+
+    async def _as_stream(self, work: Callable[[int], Awaitable[T]]) -> T:
+        """Does something with the claim (its epoch) of the stream's own state: no two processes do so at a time. Who
+        is fenced by another one has not done it, and does it after that."""
+        store, name = self._store, self.config.name
+        while True:
+            try:
+                return await work(await store.claim(name))
+            except CheckpointConflictError:
+                await self._wait(LOOK_INTERVAL_S)
+            finally:
+                await store.release(name)
+
+    async def _put_into_unit(self, number: int, split: Split, epoch: int) -> None:
+        unit = unit_name(self.config.name, number % self._store.partitions)
+        await self._store.add(self.config.name, epoch, unit, Checkpoint(split))
 
     # --- ownership -------------------------------------------------------------------------------------------------
 
@@ -94,7 +163,7 @@ class SharedStream(Stream):
             self._resting |= frozenset(partitions)
             return
         for partition in sorted(partitions):
-            if partition not in self._owned and self.failure is None and not self._all_done:
+            if partition not in self._owned and self.failure is None:
                 self._owned[partition] = asyncio.create_task(self._run_unit(partition))
 
     async def disown(self, partitions: Collection[int]) -> None:
@@ -121,7 +190,7 @@ class SharedStream(Stream):
         ended = self._running.pop(partition, None)
         if ended is not None:
             self._units.remove(ended)
-            self.status.split_lists[:] = [s for s in self.status.split_lists if s is not ended.splits]
+            self.status.split_lists.pop(str(partition), None)
 
     async def _run_unit(self, partition: int) -> None:
         """Runs a unit for as long as it is ours. One that was taken over, and is ours all the same after the group's
@@ -154,12 +223,12 @@ class SharedStream(Stream):
                         self._gate,
                         asyncio.Event(),
                         self.wake,
+                        snapshot_over=lambda: self._snapshot_over,
                     )
-                    if await unit.claim() is None:
-                        await unit.begin(())
+                    await self._claim(unit)
             self._running[partition] = unit
             self._units.append(unit)
-            self.status.split_lists.append(unit.splits)
+            self.status.split_lists[str(partition)] = unit.splits
             await unit.run()
         except CheckpointConflictError as error:
             # Not this stream's failure: the group has given the unit to somebody while we could not hear of it.
@@ -176,21 +245,33 @@ class SharedStream(Stream):
             await self._store.release(name)
         return True
 
+    async def _claim(self, unit: Unit) -> None:
+        state = await unit.claim()
+        if state is None:
+            await unit.begin(())
+            return
+        # What is to be followed again is not done, for those who look whether all is.
+        reopened = [again for c in state.checkpoints if (again := unit.resumed(c)) != c]
+        if reopened:
+            await self._store.commit(unit.name, unit.epoch, reopened)
+
     # --- run -------------------------------------------------------------------------------------------------------
 
     async def _run_units(self) -> None:
         """Runs until every unit of every process is done (`once`), a unit has failed, or all is to stop."""
-        engine, following = self._engine, self.config.mode != "snapshot"
+        engine = self._engine
+        self._all_done = await self._look()  # before anything moves
+        if engine.once and not self._gate.is_set():
+            return
         self._broken = asyncio.get_running_loop().create_future()
-        with ignored_transient(self.config.name):
-            await self._heed_pause()  # before anything moves
         await self.own(self._resting)  # those that were assigned before, or rest since the table has changed
         try:
             while not engine.stop.is_set() and not self._broken.done():
                 await wait_for_any(engine.stop, timeout_s=LOOK_INTERVAL_S)
-                if await self._everything_done() and (engine.once or not following):
-                    self._all_done = True
+                self._all_done = await self._look()
+                if self._all_done and engine.once:
                     return
+                self._show_completion()
             if self._broken.done():
                 raise self._broken.result()
         finally:
@@ -199,45 +280,114 @@ class SharedStream(Stream):
                 await self._rest(self._resting)
             self._broken = None
 
+    def _show_completion(self) -> None:
+        """A stream that is complete is not over: a replay may be asked for, through any process."""
+        status = self.status
+        if self._all_done and status.state == "running":
+            status.finished_at = time.time()
+            self._enter("complete")
+            log.info("stream complete", stream=self.config.name, hint="use --once to stop then; Ctrl-C stops")
+        elif not self._all_done and status.state == "complete":
+            status.finished_at = None
+            self._enter("running")
+
+    # --- what is asked of all processes ----------------------------------------------------------------------------
+
+    async def _begin_replay(self, wanted: Between) -> Split:
+        """Put into the state of a unit: whoever owns that runs it, and it outlives the process that was asked."""
+
+        async def begin(epoch: int) -> Split:
+            assert self._dataset is not None
+            split_id = next_replay(_checkpoints(await self._load_units()))
+            split = await self._source.replay(self.config, self._dataset, split_id, wanted)
+            await self._put_into_unit(int(split_id.removeprefix(REPLAY)), split, epoch)
+            return split
+
+        async with self._looking:
+            return await self._as_stream(begin)
+
     async def _remember_pause(self) -> None:
         """A pause is kept with the stream's own state, where all processes look."""
-        name, paused = self.config.name, not self._gate.is_set()
+        paused = not self._gate.is_set()
+        if not self.started:
+            self._asked_to_pause = paused
+            return
         async with control_deadline("the pause cannot be remembered"), self._looking:
-            epoch = await self._store.claim(name)
-            await self._store.set_paused(name, epoch, paused)
-            await self._store.release(name)
+            await self._tell_paused(paused)
+            self._obey(paused)  # a look that had begun before may have undone it
+
+    async def _tell_paused(self, paused: bool) -> None:
+        await self._as_stream(lambda epoch: self._store.set_paused(self.config.name, epoch, paused))
 
     async def _heed_pause(self) -> None:
         async with self._looking:
             state = await self._store.load(self.config.name)
-            if state is None or state.paused == (not self._gate.is_set()):
-                return
-            if state.paused:
-                self._gate.clear()
-            else:
-                self._gate.set()
-            self._enter("paused" if state.paused else "running")
+            if state is not None:
+                self._obey(state.paused)
 
-    async def _everything_done(self) -> bool:
-        """Looks at all units, other processes' too, and counts what is still to come."""
-        store, done, rows = self._store, True, 0
+    def _obey(self, paused: bool) -> None:
+        if paused:
+            self._gate.clear()
+        else:
+            self._gate.set()
+        if self.status.state in ("running", "paused"):
+            self._enter("paused" if paused else "running")
+
+    # --- what all processes do -------------------------------------------------------------------------------------
+
+    async def _look(self) -> bool:
+        """Looks at all units, other processes' too: takes up what was put into ours, counts what is still to come, and
+        says whether all is done. False where that cannot be told just now."""
+        idle = {partition for partition, task in self._owned.items() if task.done()}
+        running = dict(self._running)
         try:
             await self._heed_pause()
-            for partition in range(store.partitions):
-                state = await store.load(unit_name(self.config.name, partition))
-                checkpoints = state.checkpoints if state is not None else ()
-                done = done and state is not None and all(c.done for c in checkpoints)
-                rows += sum(c.rows for c in checkpoints)
+            states = await self._load_units()
         except TransientError:
             return False
-        if self.status.rows_total_estimate is not None:
-            self.status.rows_remaining = max(0, self.status.rows_total_estimate - rows)
-        if self._engine.once and self.config.mode != "snapshot":
-            return bool(self._owned) and all(task.done() for task in self._owned.values())
-        return done
+        checkpoints = _checkpoints(states)
+        self._snapshot_over = all(c.done for c in checkpoints if c.split.is_bounded)
+        for partition, state in states.items():
+            self._take_up(partition, state, running.get(partition), idle)
+        self._show_units(states)
+        begun = all(self._has_been_run(partition, state) for partition, state in states.items())
+        return begun and len(states) == self._store.partitions and all(c.done for c in checkpoints)
+
+    def _take_up(self, partition: int, state: StreamState, unit: Unit | None, idle: Collection[int]) -> None:
+        """What others have put into a unit that was ours, or was at its end, when its state was read."""
+        task = self._owned.get(partition)
+        if task is None or self._broken is None or self._engine.stop.is_set():
+            return
+        if partition in idle and task.done():
+            if any(not c.done and (not c.split.is_open or self._snapshot_over) for c in state.checkpoints):
+                self._forget(partition)
+                self._owned[partition] = asyncio.create_task(self._run_unit(partition))
+        elif unit is not None and unit is self._running.get(partition):
+            unit.take_up(state.checkpoints)
+
+    def _has_been_run(self, partition: int, state: StreamState) -> bool:
+        """Since the start, by whomever: an earlier run was done with what it followed, but there may be more by now."""
+        followed = self.config.mode != "snapshot" and any(c.split.is_open for c in state.checkpoints)
+        return not followed or state.epoch > self._epochs.get(partition, 0)
+
+    def _show_units(self, states: Mapping[int, StreamState]) -> None:
+        status = self.status
+        if status.rows_total_estimate is not None:
+            rows = sum(c.rows for c in _checkpoints(states) if not c.split.is_replay)
+            status.rows_remaining = max(0, status.rows_total_estimate - rows)
+        status.elsewhere = [
+            (split_name(str(partition), c.split.id), c, state.owner)
+            for partition, state in states.items()
+            if partition not in self._running
+            for c in state.checkpoints
+        ]
 
     def _complete(self) -> bool:
         return self._all_done
 
     def _at_rest(self) -> bool:
         return True
+
+
+def _checkpoints(states: Mapping[int, StreamState]) -> list[Checkpoint]:
+    return [checkpoint for state in states.values() for checkpoint in state.checkpoints]

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
-from producer.model import StreamState, unit_partition
+from producer.model import StreamState, split_name, unit_partition
 from producer.protocols import CheckpointStore
 
 
@@ -33,12 +34,22 @@ async def whole_state(store: CheckpointStore, stream: str) -> StreamState | None
         return state
     units = [unit for unit in await asyncio.gather(*(store.load(name) for name in names)) if unit is not None]
     checkpoints = tuple(
-        replace(c, split=replace(c.split, id=f"{unit_partition(unit.stream)}.{c.split.id}"))
+        replace(c, split=replace(c.split, id=split_name(str(unit_partition(unit.stream)), c.split.id)))
         for unit in units
         for c in unit.checkpoints
     )
     newest = max(units, key=lambda unit: unit.updated_at)
     return replace(newest, stream=stream, checkpoints=checkpoints, paused=any(unit.paused for unit in units))
+
+
+async def owners(store: CheckpointStore, stream: str) -> Mapping[str, int]:
+    """The workers that claimed the stream's units last, with how many splits each has still to read."""
+    found: Counter[str] = Counter()
+    for name in await unit_names(store, stream):
+        unit = await store.load(name)
+        if unit is not None and unit.owner is not None:
+            found[unit.owner] += sum(not c.done for c in unit.checkpoints)
+    return found
 
 
 async def reset_whole(store: CheckpointStore, stream: str) -> bool:

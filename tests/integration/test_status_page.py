@@ -24,6 +24,7 @@ from producer.model import Between, Checkpoint, KeyPosition, Split
 from producer.pipeline import SplitProgress
 from producer.service import Service
 from producer.stream import StreamStatus
+from producer.worker import worker_id
 
 TOKEN = "correct horse battery"
 PICTURES = os.environ.get("PRODUCER_PICTURES")
@@ -42,23 +43,23 @@ def scene() -> dict[str, StreamStatus]:
     events = StreamStatus("events", "shop", "shop.events", "running", 412_600, 410_000, 61_500_000)
     events.rows_total_estimate, events.rows_remaining, events.last_commit_at = 1_000_000, 590_000, now
     events.started_at = now - 20
-    events.split_lists = [
-        [
+    events.split_lists = {
+        "": [
             split(0, None, 250_000, 250_000),
             split(1, 250_000, 370_000, 500_000),
             split(2, 500_000, 540_000, 1_000_000),
         ]
-    ]
+    }
     chats = StreamStatus("announcements", "chats", "chats.announcements", "paused", 12_001, 12_001, 4_200_000)
     chats.rows_remaining, chats.last_commit_at = 800, now - 240
-    chats.split_lists = [[split(0, None, 12_001, None)]]
+    chats.split_lists = {"": [split(0, None, 12_001, None)]}
     users = StreamStatus("subscribers", "portal", "portal.subscribers", "failed", 5_000, 4_000, 900_000)
     users.error = "column 'balance', row with key 4711: the value 1234567890.12345 does not fit decimal(10,2)"
     users.hint = "set decimal: 20,6 in the stream, or leave the column out by exclude"
-    users.split_lists = [[split(0, None, 4_000, 90_000)]]
+    users.split_lists = {"": [split(0, None, 4_000, 90_000)]}
     done = StreamStatus("countries", "shop", "shop.countries", "complete", 249, 249, 9_000)
     done.rows_remaining, done.last_commit_at = 0, now - 3000
-    done.split_lists = [[split(0, None, 249, 249)]]
+    done.split_lists = {"": [split(0, None, 249, 249)]}
     return {status.name: status for status in (events, chats, users, done)}
 
 
@@ -90,7 +91,9 @@ class Scene:
     async def replay(self, name: str, wanted: Between) -> Split:
         self.asked.append(("replay", name, wanted))
         found = Split("replay-1", None, KeyPosition((200,)), wanted)
-        self.streams[name].split_lists[0].append(SplitProgress(Checkpoint(found, KeyPosition((150,)), 50), active=True))
+        self.streams[name].split_lists[""].append(
+            SplitProgress(Checkpoint(found, KeyPosition((150,)), 50), active=True)
+        )
         return found
 
 
@@ -151,7 +154,7 @@ async def test_it_shows_states_progress_splits_owners_and_the_way_out_of_an_erro
     await expect(bar).to_have_attribute("aria-valuenow", "41")
     await events.get_by_text("3 splits: 2 moving, 1 done").click()
     await expect(events.get_by_role("row")).to_have_count(4)
-    await expect(events.get_by_role("row").nth(2)).to_contain_text(http.WORKER)
+    await expect(events.get_by_role("row").nth(2)).to_contain_text(worker_id())
     failed = page.get_by_role("article", name="subscribers")
     await expect(failed.get_by_role("alert")).to_contain_text("does not fit decimal(10,2)")
     await expect(failed.get_by_role("alert")).to_contain_text("What to do: set decimal: 20,6")

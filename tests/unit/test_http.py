@@ -98,9 +98,23 @@ async def test_metrics_are_in_the_text_format() -> None:
         assert "producer_build_info{" in await answer.text()
 
 
+async def test_a_shared_stream_shows_who_owns_what_in_all_workers(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WORKER_ID", "a")
+    service = OneStream()
+    service.status.shared = True
+    service.status.split_lists = {
+        "0": [SplitProgress(Checkpoint(Split("2"))), SplitProgress(Checkpoint(Split("4"), done=True))]
+    }
+    service.status.elsewhere = [("1.1", Checkpoint(Split("1")), "b"), ("1.3", Checkpoint(Split("3"), done=True), "b")]
+    async with served(service) as session, session.get("/streams/events") as answer:
+        told = await answer.json()
+    owners = [(split["id"], split["owner"]) for split in told["splits"]]
+    assert owners == [("0.2", "a"), ("0.4", None), ("1.1", "b"), ("1.3", None)]
+
+
 async def test_a_stream_shows_its_splits_and_times() -> None:
     service = OneStream()
-    service.status.split_lists = [[SplitProgress(Checkpoint(Split("0"), KeyPosition((7,)), 5))]]
+    service.status.split_lists = {"": [SplitProgress(Checkpoint(Split("0"), KeyPosition((7,)), 5))]}
     service.status.started_at = 0.0
     async with served(service) as session, session.get("/streams/events") as answer:
         told = await answer.json()
@@ -234,7 +248,7 @@ async def test_a_replay_that_is_not_a_range_is_refused_with_an_example(body: str
 
 async def test_the_openapi_document_has_every_route_and_tells_streams_as_they_are() -> None:
     service = OneStream()
-    service.status.split_lists.append([SplitProgress(Checkpoint(Split("0")))])
+    service.status.split_lists[""] = [SplitProgress(Checkpoint(Split("0")))]
     async with served(service) as session:
         async with session.get("/openapi.json") as answer:
             api = await answer.json()

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import ExitStack, asynccontextmanager, contextmanager
 from dataclasses import dataclass, replace
 from typing import Any, cast
 
@@ -16,8 +17,9 @@ from producer.coordination.sharing import SharedStream
 from producer.errors import SourceUnavailableError
 from producer.inflight import ByteBudget
 from producer.metrics import Metrics
+from producer.model import Between, Checkpoint, KeyPosition, Split, StreamState
 from producer.unit import Engine
-from tests.unit.engine import MemoryStore, ScriptedSource, ScriptedWriter
+from tests.unit.engine import MemoryStore, Prepared, ScriptedSource, ScriptedWriter
 
 
 @dataclass
@@ -27,15 +29,36 @@ class MemoryLendingStore(MemoryStore):
 
     async def release(self, stream: str) -> None: ...
 
+    async def claim(self, stream: str, above: int = 0) -> int:
+        epoch = await MemoryStore.claim(self, stream, above)
+        if stream in self.states:
+            self.states[stream] = replace(self.states[stream], epoch=epoch)
+        return epoch
+
+    async def begin_units(self, state: StreamState, units: Sequence[StreamState]) -> None:
+        for one in (*units, state):
+            await self.begin(one)
+
+    async def add(self, stream: str, epoch: int, unit: str, checkpoint: Checkpoint) -> None:
+        self.states[unit] = self.states[unit].with_changes([checkpoint], "")
+
 
 @contextmanager
-def shared(source: ScriptedSource, writer: ScriptedWriter, store: MemoryStore, stop: asyncio.Event) -> Iterator[Any]:
+def shared(
+    source: ScriptedSource,
+    writer: ScriptedWriter,
+    store: MemoryStore,
+    stop: asyncio.Event,
+    *,
+    once: bool = True,
+    mode: str = "snapshot",
+) -> Iterator[SharedStream]:
     config = Config.model_validate(
         {
             "coordination": "kafka",
             "checkpoints": {"type": "kafka"},
             "sources": {"s": {"type": "sql", "url": "sqlite:///none"}},
-            "streams": [{"name": "t", "source": "s", "table": "t", "page_size": 10}],
+            "streams": [{"name": "t", "source": "s", "table": "t", "page_size": 10, "mode": mode}],
         }
     )
 
@@ -49,10 +72,57 @@ def shared(source: ScriptedSource, writer: ScriptedWriter, store: MemoryStore, s
             budget=ByteBudget(1 << 20),
             executor=executor,
             stop=stop,
-            once=True,
+            once=once,
             give_up_after_s=5,
         )
         yield SharedStream(config.streams[0], source, engine, Metrics().stream("t", "s", "t"))
+
+
+@dataclass
+class Workers:
+    """Two processes over one store: the first owns unit 0, the second unit 1."""
+
+    streams: Sequence[SharedStream]
+    writers: Sequence[ScriptedWriter]
+    stop: asyncio.Event
+
+    @property
+    def sent(self) -> Counter[int]:
+        return Counter(number for writer in self.writers for number in writer.sent)
+
+    async def until(self, condition: Callable[[], bool]) -> None:
+        async with asyncio.timeout(15):
+            while not condition():
+                await asyncio.sleep(0.005)
+
+    async def until_all(self, state: str) -> None:
+        await self.until(lambda: all(stream.status.state == state for stream in self.streams))
+
+
+@asynccontextmanager
+async def two_workers(
+    store: MemoryStore,
+    *,
+    rows: int = 200,
+    cuts: Sequence[int] = (100,),
+    answer: Callable[[int, Prepared], BaseException | asyncio.Future[None] | None] = lambda count, page: None,
+    **settings: Any,
+) -> AsyncIterator[Workers]:
+    stop, writers = asyncio.Event(), [ScriptedWriter(answer), ScriptedWriter(answer)]
+    with ExitStack() as stack:
+        streams = [
+            stack.enter_context(shared(ScriptedSource(rows, cuts=cuts), writer, store, stop, **settings))
+            for writer in writers
+        ]
+        for unit, stream in enumerate(streams):
+            await stream.start()
+            await stream.own([unit])
+        running = [asyncio.create_task(stream.run()) for stream in streams]
+        try:
+            yield Workers(streams, writers, stop)
+        finally:
+            stop.set()
+            await asyncio.wait(running, timeout=10)
 
 
 async def test_units_that_are_assigned_before_the_stream_has_started_are_run_when_it_has() -> None:
@@ -72,7 +142,7 @@ async def test_units_that_are_assigned_before_the_stream_has_started_are_run_whe
 
 async def test_a_paused_stream_sends_nothing_after_a_restart() -> None:
     source, writer, store, stop = ScriptedSource(200), ScriptedWriter(), MemoryLendingStore(), asyncio.Event()
-    with shared(source, writer, store, stop) as stream:
+    with shared(source, writer, store, stop, once=False) as stream:
         await stream.start()
         store.states["t"] = replace(store.states["t"], paused=True)
         await stream.own([0, 1])
@@ -85,3 +155,125 @@ async def test_a_paused_stream_sends_nothing_after_a_restart() -> None:
             stop.set()
             await asyncio.wait({running})
     assert writer.sent == []
+
+
+async def test_a_run_once_of_a_paused_stream_ends_since_nobody_may_be_there_to_resume_it() -> None:
+    writer, store = ScriptedWriter(), MemoryLendingStore()
+    with shared(ScriptedSource(200), writer, store, asyncio.Event()) as stream:
+        await stream.start()
+        store.states["t"] = replace(store.states["t"], paused=True)
+        await stream.own([0, 1])
+        async with asyncio.timeout(10):
+            await stream.run()
+    assert (stream.status.state, writer.sent) == ("paused", [])
+
+
+async def test_a_pause_that_is_asked_for_while_a_stream_starts_is_kept() -> None:
+    store = MemoryLendingStore()
+    with shared(ScriptedSource(200), ScriptedWriter(), store, asyncio.Event()) as stream:
+        await stream.pause()
+        await stream.start()
+    assert store.states["t"].paused
+
+
+async def test_a_pause_and_a_resume_through_either_worker_hold_for_both() -> None:
+    store = MemoryLendingStore()
+    async with two_workers(store, once=False, mode="snapshot_then_tail") as workers:
+        await workers.until(lambda: sum(workers.sent.values()) >= 200)
+        await workers.streams[0].pause()
+        await workers.until_all("paused")
+        await workers.streams[1].resume()
+        await workers.until_all("running")
+    assert not store.states["t"].paused
+
+
+async def test_a_replay_is_run_by_the_owner_of_its_unit_whichever_worker_is_asked() -> None:
+    store = MemoryLendingStore()
+    async with two_workers(store, once=False) as workers:
+        await workers.until_all("complete")
+        for number in (1, 2):  # in unit 1, and in unit 0
+            split = await workers.streams[0].replay(Between("", 31 * number, 31 * number + 9))
+            assert split.id == f"replay-{number}"
+        await workers.until(lambda: sum(workers.sent.values()) == 220)
+        await workers.until_all("complete")
+    assert [len([n for n in writer.sent if workers.sent[n] > 1]) for writer in workers.writers] != [20, 0]
+    assert {number for number, times in workers.sent.items() if times == 2} == {*range(31, 41), *range(62, 72)}
+    assert store.states["t/1"].checkpoints[-1].split.id == "replay-1"
+
+
+async def test_a_replay_that_comes_in_while_its_unit_is_at_work_is_run_beside_it() -> None:
+    held: list[asyncio.Future[None]] = []
+
+    def answer(count: int, page: Prepared) -> asyncio.Future[None] | None:
+        if held or min(page.ids) < 101:
+            return None
+        held.append(asyncio.get_running_loop().create_future())
+        return held[-1]
+
+    async with two_workers(MemoryLendingStore(), answer=answer) as workers:
+        await workers.until(lambda: bool(held))
+        await workers.streams[0].replay(Between("", 31, 40))
+        await workers.until(lambda: workers.sent[40] == 2)
+        held[0].set_result(None)
+        await workers.until_all("complete")
+
+
+async def test_the_split_that_follows_a_snapshot_waits_for_all_units_of_it() -> None:
+    held: list[asyncio.Future[None]] = []
+
+    def answer(count: int, page: Prepared) -> asyncio.Future[None] | None:
+        if min(page.ids) > 100 or max(page.ids) <= 50:
+            return None
+        held.append(asyncio.get_running_loop().create_future())
+        return held[-1]
+
+    # Splits 0 and 2, of which the latter is open, are in unit 0.
+    async with two_workers(MemoryLendingStore(), cuts=(50, 100), answer=answer, mode="snapshot_then_tail") as workers:
+        await workers.until(lambda: sum(workers.sent.values()) == 100)
+        assert not await workers.streams[0]._look()
+        await asyncio.sleep(0.05)
+        assert max(workers.sent) <= 100
+        while any(stream.status.state != "complete" for stream in workers.streams):
+            for future in held:
+                if not future.done():
+                    future.set_result(None)
+            await asyncio.sleep(0.005)
+    assert workers.sent == Counter(range(1, 201))
+
+
+async def test_a_snapshot_that_is_followed_later_gets_its_tail_from_one_of_the_workers() -> None:
+    store = MemoryLendingStore()
+    async with two_workers(store) as workers:
+        await workers.until_all("complete")
+    async with two_workers(store, rows=230, mode="snapshot_then_tail") as workers:
+        await workers.until_all("complete")
+    assert workers.sent == Counter(range(201, 231))
+    added = [c.split for name in ("t/0", "t/1") for c in store.states[name].checkpoints if c.split.upper is None]
+    assert added == [Split("2", KeyPosition((200,)))]
+
+
+async def test_a_run_once_ends_when_what_is_followed_is_caught_up_with_by_every_worker() -> None:
+    store = MemoryLendingStore()
+    for rows in (200, 230):
+        async with two_workers(store, rows=rows, mode="snapshot_then_tail") as workers:
+            await workers.until_all("complete")
+    assert workers.sent == Counter(range(201, 231))
+
+
+async def test_a_worker_whose_part_is_done_takes_the_part_of_one_that_dies_over_before_a_run_once_ends() -> None:
+    store = MemoryLendingStore()
+    stop, writer = asyncio.Event(), ScriptedWriter()
+    with shared(ScriptedSource(200, cuts=(100,)), writer, store, stop, mode="snapshot_then_tail") as stream:
+        await stream.start()
+        await stream.own([0])  # unit 1, with what is to be followed, is somebody else's
+        running = asyncio.create_task(stream.run())
+        async with asyncio.timeout(10):
+            while len(writer.sent) < 100 or not all(task.done() for task in stream._owned.values()):
+                await asyncio.sleep(0.005)
+        await stream._look()
+        assert not running.done()
+        await stream.own([1])
+        async with asyncio.timeout(15):
+            await running
+    assert stream.status.state == "complete"
+    assert sorted(writer.sent) == list(range(1, 201))
