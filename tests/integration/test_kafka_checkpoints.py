@@ -222,6 +222,45 @@ async def test_a_fenced_runner_is_refused_for_good_and_leaves_no_noise(
     assert [r for r in caplog.records if r.name == "asyncio" and r.levelno >= logging.ERROR] == []
 
 
+async def test_of_two_processes_plans_one_is_there_and_it_is_whole(open_store: Open) -> None:
+    first, second = await open_store(), await open_store()
+    mine = [state(0, at(n, n), stream=f"t/{n}") for n in range(2)]
+    theirs = [state(0, at(n + 2, n + 2), stream=f"t/{n}") for n in range(2)]
+    epoch = await first.claim("t")
+    newer = await second.claim("t")  # while the first one plans
+    await second.begin_units(state(newer), theirs)
+    with pytest.raises((CheckpointConflictError, StoreUnavailableError)):
+        await first.begin_units(state(epoch), mine)
+    found = [await second.load(f"t/{n}") for n in range(2)]
+    assert [unit.checkpoints for unit in found if unit] == [(at(2, 2),), (at(3, 3),)]
+
+
+async def test_a_split_is_put_into_a_unit_that_another_process_runs(
+    open_store: Open, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked, owner = await open_store(), await open_store()
+    await asked.begin_units(state(await asked.claim("t")), [state(0, at(0, 0), stream="t/0")])
+    monkeypatch.setenv("WORKER_ID", "w2")
+    epoch = await owner.claim("t/0")
+    await asked.add("t", await asked.claim("t"), "t/0", at(1, 0))
+    await owner.commit("t/0", epoch, [at(0, 5)])  # it is not fenced, and takes nothing away
+    unit = await asked.load("t/0")
+    assert unit is not None
+    assert (set(unit.checkpoints), unit.owner) == ({at(0, 5), at(1, 0)}, "w2")
+
+
+async def test_a_process_that_was_asked_is_fenced_by_one_that_is_asked_after_it(open_store: Open) -> None:
+    first, second = await open_store(), await open_store()
+    await first.begin_units(state(await first.claim("t")), [state(0, at(0, 0), stream="t/0")])
+    older = await first.claim("t")
+    await second.claim("t")
+    with pytest.raises((CheckpointConflictError, StoreUnavailableError)):
+        await first.add("t", older, "t/0", at(1, 0))
+    unit = await second.load("t/0")
+    assert unit is not None
+    assert unit.checkpoints == (at(0, 0),)
+
+
 async def test_a_runner_whose_connection_broke_does_not_fence_the_one_that_took_over(open_store: Open) -> None:
     first, second = await open_store(), await open_store()
     epoch = await first.claim("t")
