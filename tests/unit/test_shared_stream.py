@@ -13,6 +13,7 @@ from typing import Any, cast
 import pytest
 
 from producer.config import Config
+from producer.coordination import sharing
 from producer.coordination.sharing import SharedStream
 from producer.errors import SourceUnavailableError
 from producer.inflight import ByteBudget
@@ -20,6 +21,11 @@ from producer.metrics import Metrics
 from producer.model import Between, Checkpoint, KeyPosition, Split, StreamState
 from producer.unit import Engine
 from tests.unit.engine import MemoryStore, Prepared, ScriptedSource, ScriptedWriter
+
+
+@pytest.fixture(autouse=True)
+def looks_are_frequent(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sharing, "LOOK_INTERVAL_S", 0.02)
 
 
 @dataclass
