@@ -129,10 +129,15 @@ def crowded_out(ledger: Ledger, most: int) -> tuple[Ledger, tuple[Hole, ...]]:
     return replace(ledger, holes=ledger.holes[surplus:]), ledger.holes[:surplus]
 
 
-def passed(ledger: Ledger, passage: Passage, merge_within_s: float) -> Ledger:
-    """With one more passage, which begins where the last one ends or above; put to it where that is young."""
+def passed(ledger: Ledger, passage: Passage, merge_within_s: float, most: int) -> Ledger:
+    """With one more passage, which begins where the last one ends or above.
+
+    It is put to the last one where that is young, and of the same transactions: looked through with an older `least`
+    than its own, all rows since then would come a second time. From `most` passages on that is put up with.
+    """
     last = ledger.passages[-1] if ledger.passages else None
-    if last is None or last.end is not None or passage.since - last.since > merge_within_s:
+    young = last is not None and last.end is None and passage.since - last.since <= merge_within_s
+    if last is None or not young or (passage.least != last.least and len(ledger.passages) < most):
         return replace(ledger, passages=(*ledger.passages, passage))
     whole = replace(last, upper=passage.upper, least=min(last.least, passage.least))
     return replace(ledger, passages=(*ledger.passages[:-1], whole))

@@ -107,10 +107,11 @@ def update_during_snapshot(
         try:
             assert reaches(lambda: audit.end() > 0)
             began = time.monotonic()
-            for turn in range(updates // ROWS_AN_UPDATE):
+            for turn in range(-(-updates // ROWS_AN_UPDATE)):
                 cursor.execute(
                     "update events set n = n + 1, changed = clock_timestamp() where id in "
-                    f"(select 1 + (random() * {rows - 1})::bigint from generate_series(1, {ROWS_AN_UPDATE}))"
+                    f"(select 1 + (r + g * {rows // ROWS_AN_UPDATE}) % {rows} "
+                    f"from (select (random() * {rows})::bigint) s(r), generate_series(1, {ROWS_AN_UPDATE}) g)"
                 )
                 if turn == 0:
                     assert audit.end() < rows, "the snapshot was over before the first update"

@@ -84,7 +84,7 @@ def test_passages_cover_every_key_with_no_later_transaction_than_it_was_read_wit
     for width, least in steps:
         upper = key + width
         passage = Passage(KeyPosition((key,)), KeyPosition((upper,)), now, least)
-        ledger = holes.passed(ledger, passage, merge_within_s=3)
+        ledger = holes.passed(ledger, passage, merge_within_s=3, most=3)
         ledger = holes.closed(ledger, now - 4, Snapshot(0, 50))
         read += [(n, least) for n in range(key + 1, upper + 1)]
         key, now = upper, now + 1.5
@@ -93,10 +93,17 @@ def test_passages_cover_every_key_with_no_later_transaction_than_it_was_read_wit
         assert held.least <= least
 
 
+def test_passages_of_other_transactions_are_kept_apart_until_there_are_many() -> None:
+    ledger = Ledger()
+    for key, least in enumerate((5, 5, 6, 7, 8)):
+        ledger = holes.passed(ledger, Passage(KeyPosition((key,)), KeyPosition((key + 1,)), 1.0, least), 3, most=2)
+    assert [(ends(passage), passage.least) for passage in ledger.passages] == [((0, 2), 5), ((2, 5), 6)]
+
+
 @given(st.sets(numbers, min_size=1))
 def test_a_checkpoint_keeps_the_ledger(ids: set[int]) -> None:
     passage = Passage(None, KeyPosition((7, "x")), 1.5, 5, 9)
-    ledger = holes.passed(holes.expire(read_through(sorted(ids), 2), 1.0)[0], passage, 0)
+    ledger = holes.passed(holes.expire(read_through(sorted(ids), 2), 1.0)[0], passage, 0, 1)
     assert holes.from_json(json.loads(json.dumps(holes.to_json(ledger)))) == ledger
 
 

@@ -35,8 +35,10 @@ HOLES_A_QUERY = 500
 PLANNED_IDS = 100_000
 #: Rows of the index that one look for late commits passes.
 STEP_ROWS = 100_000
-#: Passages of so many seconds are one; who was given a key in them has begun a transaction so many seconds later.
+#: Passages of so many seconds may be one; who was given a key in them has begun a transaction so many seconds later.
 PASSAGE_S = 10.0
+#: So many passages are kept apart: about 25 kB of a checkpoint.
+MOST_PASSAGES = 200
 
 
 def numbered(selection: Selection) -> bool:
@@ -84,7 +86,7 @@ async def beginning(
     if snapshot is not None and (
         numbered(selection) or stream.mode == "snapshot_then_tail" or stream.start == "latest"
     ):
-        ledger = holes.passed(ledger, Passage(None, end, now, snapshot.least), PASSAGE_S)
+        ledger = holes.passed(ledger, Passage(None, end, now, snapshot.least), PASSAGE_S, MOST_PASSAGES)
     if snapshot is None and not numbered(selection):
         timed = is_time(selection.order_columns[0])
         log.warning(
@@ -165,7 +167,9 @@ class TailReader:
             if snapshot is not None:
                 assert isinstance(page.position, KeyPosition)
                 lower = start if isinstance(start, KeyPosition) else None
-                self._ledger = holes.passed(self._ledger, Passage(lower, page.position, now, least), PASSAGE_S)
+                self._ledger = holes.passed(
+                    self._ledger, Passage(lower, page.position, now, least), PASSAGE_S, MOST_PASSAGES
+                )
             return
         ((name, _),) = self._selection.order
         column = page.batch.column(page.batch.schema.get_field_index(name))
@@ -200,7 +204,7 @@ class TailReader:
         if out[0].least:
             lower = None if out[0].first == LEAST_ID else KeyPosition((out[0].first - 1,))
             passage = Passage(lower, KeyPosition((out[-1].last,)), now, min(hole.least for hole in out))
-            return holes.passed(ledger, passage, PASSAGE_S)
+            return holes.passed(ledger, passage, PASSAGE_S, MOST_PASSAGES)
         self._tell_expired(out, "too many ids are missing: the oldest are no longer asked for")
         return replace(ledger, expired=ledger.expired + len(out))
 
