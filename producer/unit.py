@@ -129,7 +129,7 @@ class Unit:
     paused: bool = False  # as the store remembers it
     pressure: Pressure = field(init=False)
     moving: tuple[SplitSchedule, Committer] | None = None
-    search: _PeriodicSearch | None = None
+    search: PeriodicSearch | None = None
 
     def __post_init__(self) -> None:
         self.pressure = Pressure(self.config.max_parallel, self.observer.pressed)
@@ -207,7 +207,7 @@ class Unit:
         error: ProducerError | None = None
         open_search, wanted = self.engine.open_search, self.config.deletes
         if open_search is not None and wanted is not None:
-            self.search = _PeriodicSearch(open_search(self.config, self.dataset), wanted.every_s, self.stop)
+            self.search = PeriodicSearch(open_search(self.config, self.dataset), wanted.every_s, self.stop)
         try:
             if self.engine.exactly_once:
                 async for attempt in self._attempts():
@@ -329,7 +329,7 @@ class Unit:
         return Page(pa.RecordBatch.from_pylist([], self.dataset.schema), None, tombstones=keys)
 
 
-class _PeriodicSearch:
+class PeriodicSearch:
     """A search every `every_s` seconds; one that is under way when `stop` is set is broken off."""
 
     def __init__(self, search: Search, every_s: float, stop: asyncio.Event) -> None:
