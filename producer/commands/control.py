@@ -22,6 +22,7 @@ from producer.errors import ConfigError, PermanentError, SourceUnavailableError
 if TYPE_CHECKING:
     from producer.config import Config
 
+_WRONG_ARGUMENTS = (400, 404)
 _TIMEOUT_S = 20.0  # longer than the run takes to say that its store is away
 
 
@@ -75,7 +76,10 @@ def address_of(args: argparse.Namespace) -> Address:
     if is_url(args.config):
         url = urlsplit(args.config)
         return Address(f"{url.scheme}://{url.netloc.rpartition('@')[2]}", os.environ.get("PRODUCER_TOKEN"))
-    address = configured(options.load(args))
+    config = options.load(args)
+    if (stream := getattr(args, "stream", None)) is not None:
+        options.stream_named(config, stream)
+    address = configured(config)
     if address is None:
         raise ConfigError(
             "http.port is 0: the run has chosen a port of its own", hint="give its URL, which it has logged"
@@ -100,7 +104,8 @@ def configured(config: Config) -> Address | None:
 
 
 def ask(address: Address, method: str, path: str, body: Any = None, timeout_s: float = _TIMEOUT_S) -> dict[str, Any]:
-    """The answer's JSON object. SourceUnavailableError where nobody answers, PermanentError for a refusal."""
+    """The answer's JSON object. SourceUnavailableError where nobody answers; ConfigError where what is asked for cannot
+    be, such as a stream that is not there; PermanentError for another refusal."""
     url = urlsplit(address.base)
     kind = http.client.HTTPSConnection if url.scheme == "https" else http.client.HTTPConnection
     headers = {"Content-Type": "application/json"} if body is not None else {}
@@ -121,5 +126,6 @@ def ask(address: Address, method: str, path: str, body: Any = None, timeout_s: f
     finally:
         connection.close()
     if answer.status >= 400:
-        raise PermanentError(str(told.get("error", answer.reason)), hint=str(told.get("hint", "")))
+        kind_of_error = ConfigError if answer.status in _WRONG_ARGUMENTS else PermanentError
+        raise kind_of_error(str(told.get("error", answer.reason)), hint=str(told.get("hint", "")))
     return told

@@ -208,11 +208,17 @@ async def test_a_range_of_time_is_read_once_more_from_postgresql(run: Run, postg
         run.until(lambda found: found["rows_acked"] == ROWS + 11)
         run.answer("replay", run.path, "events", "--column", "day", "--to", "2026-01-01")
         run.until(lambda found: found["rows_acked"] == ROWS + 11 + 23)
+        run.environment["PRODUCER_TOKEN"] = TOKEN
         refused = run.command("replay", run.path, "events", "--column", "att", "--to", "5")
-        assert refused.returncode == 1
+        assert refused.returncode == 2
         assert "there is no column 'att' (did you mean 'at'?)" in refused.stderr
         refused = run.command("replay", run.path, "events", "--column", "day", "--to", "soon")
+        assert refused.returncode == 2
         assert "'soon' is not a value of column 'day'" in refused.stderr
+        for target in (run.path, run.url):  # known from the configuration, or from the run
+            refused = run.command("replay", target, "evens", "--to", "5")
+            assert refused.returncode == 2
+            assert "no stream is named 'evens'" in refused.stderr
     counts = await run.keys()
     assert counts == Counter({i: 1 + (10 <= i <= 20) + (i < 24) for i in range(1, ROWS + 1)})
 
