@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, get_args
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError, available_timezones
@@ -24,7 +24,7 @@ from pydantic import (
 )
 
 from producer.checkpoints import STORES
-from producer.configcheck import explain, nearest
+from producer.configcheck import Contradictions, explain, nearest
 from producer.configtext import ConfigText, KeyPath, dotted, kind_of, read_config_text
 from producer.errors import ConfigError
 from producer.model import Mode, Traversal
@@ -67,12 +67,18 @@ class Model(BaseModel):
     @model_validator(mode="before")
     @classmethod
     def _no_boolean_as_number(cls, data: Any) -> Any:
-        """YAML's `yes` and `on` would pass as the number 1."""
-        for name, field in cls.model_fields.items() if isinstance(data, dict) else ():
-            kinds = set(get_args(field.annotation)) or {field.annotation}
-            if isinstance(data.get(name), bool) and kinds & {int, float} and bool not in kinds:
-                raise ValueError(f"{name} is a boolean; valid: a number")
-        return data
+        """YAML's `yes` and `on` would pass as the number 1: something that no number can be stands in their place."""
+        if not isinstance(data, dict):
+            return data
+        return {name: [] if cls._takes_number_only(name, value) else value for name, value in data.items()}
+
+    @classmethod
+    def _takes_number_only(cls, name: str, value: Any) -> bool:
+        if not isinstance(value, bool) or name not in cls.model_fields:
+            return False
+        annotation = cls.model_fields[name].annotation
+        kinds = set(get_args(annotation)) or {annotation}
+        return bool(kinds & {int, float}) and bool not in kinds
 
 
 class KafkaConfig(Model):
@@ -392,32 +398,42 @@ class StreamConfig(Model):
 
     @model_validator(mode="after")
     def _no_contradictions(self) -> Self:
+        if found := list(self._contradictions()):
+            raise Contradictions(found)
+        return self
+
+    def _contradictions(self) -> Iterator[tuple[KeyPath, str]]:
         if self.table is not None and self.chat is not None:
-            raise ValueError("table and chat are both given; a stream reads one of them")
+            yield ("chat",), "table and chat are both given; a stream reads one of them"
         if self.table is None and self.chat is None:
-            raise ValueError("neither table nor chat is given; a stream reads one of them")
+            yield (), "neither table nor chat is given; a stream reads one of them"
+            return  # and so it has no name
         if not self.name or self.name in {".", ".."} or not self.name.isprintable() or "/" in self.name:
-            raise ValueError("name is empty or has a slash or control character in it; give the stream another name")
-        if not _TOPIC.fullmatch(self.topic) or self.topic in {".", ".."}:
-            raise ValueError(
+            yield ("name",), "name is empty or has a slash or control character in it; give the stream another name"
+        elif not _TOPIC.fullmatch(self.topic) or self.topic in {".", ".."}:
+            yield (
+                ("topic",),
                 f"topic {self.topic!r} is not a Kafka topic name (letters, digits, dot, underscore, hyphen, "
-                "at most 249); set topic"
+                "at most 249); set topic",
             )
         if self.traversal == "OFFSET" and self.mode != "snapshot":
-            raise ValueError(f"traversal OFFSET cannot be used with mode {self.mode}; use ID_RANGE, or mode snapshot")
+            yield (
+                ("traversal",),
+                f"traversal OFFSET cannot be used with mode {self.mode}; use ID_RANGE, or mode snapshot",
+            )
         if self.deletes is not None and (self.mode == "snapshot" or self.table is None):
-            raise ValueError("deletes needs a table, and a mode that follows it, such as snapshot_then_tail")
+            yield ("deletes",), "deletes needs a table, and a mode that follows it, such as snapshot_then_tail"
         if self.deletes is not None and (self.transforms or self.schema_file is not None):
-            raise ValueError(
-                "deletes cannot be used with transforms or schema: keys are compared as the table has them"
+            yield (
+                ("deletes",),
+                "deletes cannot be used with transforms or schema: keys are compared as the table has them",
             )
         if self.mode == "timestamp" and not self.order_by:
-            raise ValueError("mode timestamp needs order_by with the column that holds the time of the last change")
+            yield ("mode",), "mode timestamp needs order_by with the column that holds the time of the last change"
         if self.start == "latest" and self.mode not in ("tail", "timestamp"):
-            raise ValueError(f"start latest cannot be used with mode {self.mode}; use mode tail or timestamp")
-        if both := set(self.columns or ()) & set(self.exclude):
-            raise ValueError(f"column {min(both)!r} stands in both columns and exclude; take it out of one of them")
-        return self
+            yield ("start",), f"start latest cannot be used with mode {self.mode}; use mode tail or timestamp"
+        for column in sorted(set(self.columns or ()) & set(self.exclude)):
+            yield ("exclude",), f"column {column!r} stands in both columns and exclude; take it out of one of them"
 
 
 class Config(Model):
@@ -452,37 +468,50 @@ class Config(Model):
 
     @model_validator(mode="after")
     def _no_contradictions(self) -> Self:
+        if found := list(self._contradictions()):
+            raise Contradictions(found)
+        return self
+
+    def _contradictions(self) -> Iterator[tuple[KeyPath, str]]:
         seen: dict[str, int] = {}
         for index, stream in enumerate(self.streams):
+            where = ("streams", index)
             if stream.source not in self.sources:
-                raise ValueError(
+                yield (
+                    (*where, "source"),
                     f"streams[{index}].source is {stream.source!r}, which is not in sources"
-                    + nearest(stream.source, self.sources)
+                    + (nearest(stream.source, self.sources) or f"; valid: {', '.join(self.sources)}"),
                 )
             if stream.name in seen:
-                raise ValueError(
+                yield (
+                    (*where, "name"),
                     f"streams[{index}] and streams[{seen[stream.name]}] have the same name {stream.name!r}; "
-                    "give one of them a name of its own"
+                    "give one of them a name of its own",
                 )
-            seen[stream.name] = index
+            seen.setdefault(stream.name, index)
             if self.delivery == "exactly_once" and stream.traversal == "OFFSET":
-                raise ValueError(
+                yield (
+                    (*where, "traversal"),
                     f"streams[{index}].traversal OFFSET cannot be delivered exactly_once: its position is not "
-                    "unique; use ID_RANGE"
+                    "unique; use ID_RANGE",
                 )
-            if stream.deletes is not None and stream.source in self.sources and self.coordination == "kafka":
-                raise ValueError(f"streams[{index}].deletes cannot be used where work is shared (coordination kafka)")
+            if stream.deletes is not None and self.coordination == "kafka":
+                yield (
+                    (*where, "deletes"),
+                    f"streams[{index}].deletes cannot be used where work is shared (coordination kafka)",
+                )
         if self.coordination != "none" and self.checkpoints.type != self.coordination:
-            raise ValueError(
+            yield (
+                ("coordination",),
                 f"coordination {self.coordination} needs checkpoints of type {self.coordination}, not "
-                f"{self.checkpoints.type}: who owns what is decided where the checkpoints are"
+                f"{self.checkpoints.type}: who owns what is decided where the checkpoints are",
             )
         if self.delivery == "exactly_once" and self.checkpoints.type != "kafka":
-            raise ValueError(
+            yield (
+                ("delivery",),
                 f"delivery exactly_once needs checkpoints of type kafka, not {self.checkpoints.type}: records and "
-                "checkpoint are committed in one Kafka transaction"
+                "checkpoint are committed in one Kafka transaction",
             )
-        return self
 
     @property
     def state_topic(self) -> str:
@@ -514,35 +543,41 @@ def load_config(path: str | Path, env: Mapping[str, str] | None = None) -> Confi
     """
     text = read_config_text(Path(path), os.environ if env is None else env)
     data = dict(text.data)
+    wrong = list(text.problems.values())
     if isinstance(data.get("sources"), dict):
-        data["sources"] = {name: _load_source(text, name, value) for name, value in data["sources"].items()}
+        data["sources"] = {name: _load_source(text, name, value, wrong) for name, value in data["sources"].items()}
     try:
         config = Config.model_validate(data)
     except ValidationError as error:
-        raise explain(text, Config, error) from None
+        wrong += explain(text, Config, error)
+    if wrong:
+        raise ConfigError(wrong[0].message, hint=wrong[0].hint, others=wrong[1:])
     if config.checkpoints.type not in STORES:
         raise ConfigError(f"checkpoints.type {config.checkpoints.type} is not built in; valid: {', '.join(STORES)}")
     return _with_absolute_paths(config, text.path.parent.absolute())
 
 
-def _load_source(text: ConfigText, name: str, value: Any) -> BaseModel:
+def _load_source(text: ConfigText, name: str, value: Any, wrong: list[ConfigError]) -> BaseModel | None:
+    """The source's configuration; None where it cannot be had, and what is wrong is added to `wrong`."""
     where: KeyPath = ("sources", name)
+    kind = value.get("type") if isinstance(value, dict) else None
     if not isinstance(value, dict):
-        raise ConfigError(f"{text.at(where)}: {dotted(where)} is {kind_of(value)}; a source is a mapping with a type")
-    kind = value.get("type")
-    if kind is None:
-        raise ConfigError(f"{text.at(where)}: {dotted(where)}.type is missing; valid: {', '.join(SOURCES)}")
-    if kind not in SOURCES:
+        problem = f"{dotted(where)} is {kind_of(value)}; a source is a mapping with a type"
+    elif kind is None:
+        problem = f"{dotted(where)}.type is missing; valid: {', '.join(SOURCES)}"
+    elif not isinstance(kind, str) or kind not in SOURCES:
         where = (*where, "type")
-        raise ConfigError(
-            f"{text.at(where)}: {dotted(where)} is not a kind of source; valid: {', '.join(SOURCES)}"
-            + nearest(str(kind), SOURCES)
-        )
-    model = source_model(kind)
-    try:
-        return model.model_validate(value)
-    except ValidationError as error:
-        raise explain(text, model, error, where) from None
+        problem = f"{dotted(where)} is not a kind of source; valid: {', '.join(SOURCES)}{nearest(str(kind), SOURCES)}"
+    else:
+        model = source_model(kind)
+        try:
+            return model.model_validate(value)
+        except ValidationError as error:
+            wrong += explain(text, model, error, where)
+            return None
+    if where not in text.problems:
+        wrong.append(ConfigError(f"{text.at(where)}: {problem}"))
+    return None
 
 
 def _with_absolute_paths(config: Config, folder: Path) -> Config:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, get_args, get_origin
 
 from pydantic import BaseModel, ValidationError
@@ -38,8 +38,18 @@ def nearest(word: str, known: Iterable[str]) -> str:
     return f"; did you mean {by_lower[close[0]]!r}?" if close else ""
 
 
-def explain(text: ConfigText, model: type[BaseModel], error: ValidationError, prefix: KeyPath = ()) -> ConfigError:
-    """The first thing that is wrong, as a ConfigError with its line; further ones are counted."""
+class Contradictions(ValueError):
+    """What a model's rules between its keys refuse: where in the model, and why."""
+
+    def __init__(self, found: Sequence[tuple[KeyPath, str]]) -> None:
+        super().__init__("; ".join(problem for _, problem in found))
+        self.found = tuple(found)
+
+
+def explain(
+    text: ConfigText, model: type[BaseModel], error: ValidationError, prefix: KeyPath = ()
+) -> list[ConfigError]:
+    """Everything that is wrong, each with its line."""
     details = error.errors(include_url=False, include_context=True)
     by_path: dict[KeyPath, list[Any]] = {}
     for detail in details:
@@ -47,9 +57,23 @@ def explain(text: ConfigText, model: type[BaseModel], error: ValidationError, pr
     for path in [p for p, found in by_path.items() if found[0]["type"] == "too_short"]:
         if any(other != path and other[: len(path)] == path for other in by_path):
             del by_path[path]  # pydantic counts a list's wrong members as not there
-    where, found = next(iter(by_path.items()))
-    more = f" (and {len(by_path) - 1} more)" if len(by_path) > 1 else ""
-    return ConfigError(f"{text.at(where)}: {_sentence(text, model, where, prefix, found)}{more}")
+    for path in text.problems:
+        by_path.pop(path, None)  # it is still as it stands in the file
+    told = [problem for where, found in by_path.items() for problem in _told(text, model, where, prefix, found)]
+    return [ConfigError(f"{text.at(where)}: {sentence}") for where, sentence in told]
+
+
+def _told(
+    text: ConfigText, model: type[BaseModel], where: KeyPath, prefix: KeyPath, details: Sequence[Any]
+) -> Iterator[tuple[KeyPath, str]]:
+    if details[0]["type"] != "value_error":
+        yield where, _sentence(text, model, where, prefix, details)
+        return
+    if any(path[: len(where)] == where for path in text.problems):
+        return  # it may be about what could not be put in
+    problem = details[0]["ctx"]["error"]
+    for inside, sentence in problem.found if isinstance(problem, Contradictions) else [((), str(problem))]:
+        yield (*where, *inside), f"{dotted(where)}: {sentence}" if where else sentence
 
 
 def _path_in(data: Any, prefix: KeyPath, detail: Any) -> KeyPath:
@@ -78,9 +102,6 @@ def _sentence(text: ConfigText, model: type[BaseModel], where: KeyPath, prefix: 
             return f"{name} is not a known key{offer}"
         case "missing":
             return f"{name} is missing"
-        case "value_error":
-            problem = str(first["ctx"]["error"])
-            return f"{name}: {problem}" if where else problem
         case "literal_error" | "union_tag_invalid" | "union_tag_not_found":
             ctx = first.get("ctx", {})
             value = _value(text.data, where)
@@ -99,7 +120,7 @@ def _sentence(text: ConfigText, model: type[BaseModel], where: KeyPath, prefix: 
             return f"{name} is empty; it needs at least {first['ctx']['min_length']} entry"
         case "greater_than_equal" | "greater_than" | "less_than_equal" | "less_than":
             ((limit, number),) = first["ctx"].items()
-            return f"{name} is out of range; valid: {_LIMITS[limit]} {number}"
+            return f"{name} is out of range; valid: {_LIMITS[limit]} {number:g}"
     kind = kind_of(_value(text.data, where))
     choices = list(dict.fromkeys(_VALID[d["type"]] for d in details if d["type"] in _VALID))
     if choices:

@@ -28,13 +28,15 @@ _MAX_ALIASED_NODES = 100_000
 class ConfigText:
     """A parsed file: its data with ``${...}`` put in, and the line (from 1) on which each key path stands.
 
-    What has been `interpolated` may be a secret, whatever its key.
+    What has been `interpolated` may be a secret, whatever its key. `problems` are the ``${...}`` that nothing could be
+    put in for.
     """
 
     path: Path
     data: Any
     lines: Mapping[KeyPath, int]
     interpolated: set[KeyPath] = field(default_factory=set)
+    problems: dict[KeyPath, ConfigError] = field(default_factory=dict)
 
     def at(self, where: KeyPath) -> str:
         """``file:line`` of a key path, or of the nearest parent that stands in the file."""
@@ -45,7 +47,7 @@ class ConfigText:
 
 
 def read_config_text(path: Path, env: Mapping[str, str]) -> ConfigText:
-    """Reads and interpolates a file; ConfigError names the line, the key, or the variable that is wrong."""
+    """Reads and interpolates a file; ConfigError names the line and what is wrong where it cannot be read at all."""
     try:
         content = path.read_text(encoding="utf-8")
     except FileNotFoundError:
@@ -152,7 +154,11 @@ def _walk(
 def _interpolate(value: Any, where: KeyPath, text: ConfigText, env: Mapping[str, str]) -> Any:
     if isinstance(value, str) and "$" in value:
         text.interpolated.add(where)
-        return _DOLLAR.sub(lambda match: _replace(match, where, text, env), value)
+        try:
+            return _DOLLAR.sub(lambda match: _replace(match, where, text, env), value)
+        except ConfigError as error:
+            text.problems[where] = error
+            return value
     if isinstance(value, dict):
         return {key: _interpolate(item, (*where, key), text, env) for key, item in value.items()}
     if isinstance(value, list):

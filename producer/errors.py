@@ -27,6 +27,7 @@ from __future__ import annotations
 
 import os
 import traceback
+from collections.abc import Sequence
 
 
 class ProducerError(Exception):
@@ -42,7 +43,18 @@ class ProducerError(Exception):
 
 
 class ConfigError(ProducerError):
-    """The configuration cannot work; names the key, the value's kind and the nearest valid choice."""
+    """The configuration cannot work; names the key, the value's kind and the nearest valid choice.
+
+    `others` is what else is wrong with it, independently of this one.
+    """
+
+    def __init__(self, message: str, *, hint: str = "", others: Sequence[ConfigError] = ()) -> None:
+        super().__init__(message, hint=hint)
+        self.others = tuple(others)
+
+    def __str__(self) -> str:
+        more = f" (and {len(self.others)} more: producer validate lists them)" if self.others else ""
+        return super().__str__() + more
 
 
 class TransientError(ProducerError):

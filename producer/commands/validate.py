@@ -76,7 +76,7 @@ def run(args: argparse.Namespace) -> int:
     try:
         config = options.load(args)
     except ConfigError as error:
-        checks = [Check("configuration", False, error.message, error.hint)]
+        checks = [Check("configuration", False, e.message, e.hint) for e in (error, *error.others)]
     else:
         checks = asyncio.run(_validate(config, args.config))
     redact = getattr(args, "redact", str)

@@ -243,6 +243,17 @@ def test_validate_goes_on_after_a_cross_and_hints(document: dict[str, Any], tmp_
     assert checks["broker"]["ok"]
 
 
+def test_validate_lists_every_mistake_of_the_configuration(document: dict[str, Any], tmp_path: Path) -> None:
+    document |= {"kafka": {"compression": "zst"}, "app": 7}
+    document["streams"][0]["page_size"] = 0
+    path = written(tmp_path, document)
+    done = producer("validate", path)
+    assert done.returncode == 2
+    assert len(done.stdout.splitlines()) == 3
+    assert all(str(path) in line for line in done.stdout.splitlines())
+    assert [check["ok"] for check in json.loads(producer("validate", "--json", path).stdout)] == [False] * 3
+
+
 def test_a_checkpoint_that_is_set_back_is_read_from_there(document: dict[str, Any], tmp_path: Path) -> None:
     path = written(tmp_path, document)
     assert producer("run", "--once", path).returncode == 0

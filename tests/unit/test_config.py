@@ -177,7 +177,7 @@ def test_a_missing_secret_file_is_named_with_its_key(tmp_path: Path) -> None:
         ("streams.0.source", "shpo", "streams[0].source is 'shpo', which is not in sources; did you mean 'shop'?"),
         ("streams.0.page_size", "many", "streams[0].page_size is text; valid: a whole number"),
         ("streams.0.page_size", 0, "streams[0].page_size is out of range; valid: at least 1"),
-        ("streams.0.page_size", True, "page_size is a boolean; valid: a number"),
+        ("streams.0.page_size", True, "streams[0].page_size is a boolean; valid: a whole number"),
         ("streams.0.key", "id", "streams[0].key is text; valid: a list"),
         ("streams.0.key", [7], "streams[0].key[0] is a whole number; valid: text; put it in quotes"),
         ("streams.0.chat", "c", "table and chat are both given"),
@@ -217,7 +217,70 @@ def test_two_streams_of_one_name_are_refused(tmp_path: Path) -> None:
 
 def test_further_mistakes_are_counted(tmp_path: Path) -> None:
     document = changed("streams.0.page_size", "many") | {"delivery": "never", "apps": 1}
-    assert refusal(tmp_path, document).endswith("(and 2 more)")
+    assert refusal(tmp_path, document).endswith("(and 2 more: producer validate lists them)")
+
+
+SEVERAL = """\
+app: shop
+kafka: {compresion: zstd, max_inflight_bytes: lots}
+http: {port: yes}
+sources:
+  shop: {type: sql, ulr: "postgresql://reader:${NOPE}@localhost/shop"}
+  other: {type: [sql]}
+streams:
+  - {source: shop, table: events, page_size: many}
+  - {source: shop, table: events, topic: "a b", mode: tail, traversal: OFFSET}
+  - {source: "${NEITHER}", table: items, max_rows_per_s: 0}
+"""
+
+
+def test_every_mistake_is_listed_by_itself_with_its_line(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError) as caught:
+        load(tmp_path, SEVERAL.replace("${NOPE}", PASSWORD))
+    told = [error.message.removeprefix(f"{tmp_path / 'shop.yaml'}:") for error in (caught.value, *caught.value.others)]
+    assert told == [
+        "10: streams[2].source: environment variable NEITHER is not set",
+        "5: sources.shop.url is missing",
+        "5: sources.shop.ulr is not a known key; did you mean 'url'?",
+        "6: sources.other.type is not a kind of source; valid: sql, telegram, iptvportal; did you mean 'sql'?",
+        "2: kafka.max_inflight_bytes: not a size; write bytes as a whole number, or with a unit: "
+        "kB, MB, GB, KiB, MiB, GiB",
+        "2: kafka.compresion is not a known key; did you mean 'compression'?",
+        "3: http.port is a boolean; valid: a whole number",
+        "8: streams[0].page_size is text; valid: a whole number",
+        "9: streams[1]: topic 'a b' is not a Kafka topic name (letters, digits, dot, underscore, hyphen, at most 249); "
+        "set topic",
+        "9: streams[1]: traversal OFFSET cannot be used with mode tail; use ID_RANGE, or mode snapshot",
+        "10: streams[2].max_rows_per_s is out of range; valid: more than 0",
+    ]
+
+
+def test_rules_between_keys_are_told_all_with_the_lines_of_what_they_refuse(tmp_path: Path) -> None:
+    text = """\
+sources:
+  shop: {type: sql, url: "sqlite:///x.db"}
+streams:
+  - source: shpo
+    table: events
+  - source: shop
+    table: events
+    traversal: OFFSET
+delivery: exactly_once
+"""
+    with pytest.raises(ConfigError) as caught:
+        load(tmp_path, text)
+    told = [error.message.removeprefix(f"{tmp_path / 'shop.yaml'}:") for error in (caught.value, *caught.value.others)]
+    assert [line.split(" ", 2)[:2] for line in told] == [
+        ["4:", "streams[0].source"],
+        ["6:", "streams[1]"],
+        ["8:", "streams[1].traversal"],
+        ["9:", "delivery"],
+    ]
+    document = changed("streams.0.mode", "tail") | {"delivery": "never"}
+    document["streams"][0] |= {"traversal": "OFFSET", "topic": "a b", "columns": ["a", "b"], "exclude": ["a", "b"]}
+    with pytest.raises(ConfigError) as caught:
+        load(tmp_path, document)
+    assert len(caught.value.others) == 4  # topic, traversal, two columns; delivery is the first
 
 
 def test_a_refused_value_of_a_secret_is_not_shown(tmp_path: Path) -> None:
