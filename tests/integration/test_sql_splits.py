@@ -251,3 +251,16 @@ async def test_postgres_reads_each_page_from_the_keys_index(postgres_dsn: str, t
     finally:
         bank.run(f"drop table {table}")
         bank.close()
+
+
+@pytest.mark.parametrize(("kind", "value"), [("char(12)", "k{0}"), ("bit(16)", "{0:016b}")])
+async def test_a_key_of_fixed_width_is_compared_at_its_full_width(bank: Databank, kind: str, value: str) -> None:
+    if kind.startswith("bit") and not bank.url.startswith("postgres"):
+        kind = "varchar(16)"
+    bank.run(f"create table plain (k {kind} primary key, v int)")
+    bank.insert("plain", [(value.format(n), n) for n in range(300)])
+    config = stream("plain", page_size=20, max_parallel=3)
+    assert sorted((await read(bank.url, config)).column("v").to_pylist()) == list(range(300))
+    config = stream("plain", where="k > :low", params={"low": value.format(150)})
+    expected = sorted(n for n in range(300) if value.format(n) > value.format(150))
+    assert sorted((await read(bank.url, config)).column("v").to_pylist()) == expected

@@ -33,6 +33,7 @@ SELECT a.attname::text, a.attnotnull, coalesce(col_description(a.attrelid, a.att
 FROM pg_catalog.pg_attribute a
 WHERE a.attrelid = $1::oid AND a.attnum > 0 AND NOT a.attisdropped ORDER BY a.attnum
 """
+# With -1, because format_type(..., NULL) and regtype write char(n) and bit(n) as types of length one, which cut a value.
 # A true array has variable length and is in category A; point, name and others have an element type without being one.
 _TYPES = """
 WITH RECURSIVE used(oid) AS (
@@ -44,7 +45,7 @@ WITH RECURSIVE used(oid) AS (
 )
 SELECT p.oid::int8, p.typname::text, p.typtype::text, p.typbasetype::int8, p.typtypmod, p.typnotnull, p.typndims::int4,
        CASE WHEN p.typcategory = 'A' AND p.typlen = -1 AND p.typname NOT LIKE '%vector' THEN p.typelem::int8 ELSE 0 END,
-       n.nspname = 'pg_catalog', format_type(p.oid, NULL),
+       n.nspname = 'pg_catalog', format_type(p.oid, -1),
        coalesce((SELECT array_agg(e.enumlabel::text ORDER BY e.enumsortorder) FROM pg_catalog.pg_enum e
                  WHERE e.enumtypid = p.oid), '{}')
 FROM used JOIN pg_catalog.pg_type p ON p.oid = used.oid JOIN pg_catalog.pg_namespace n ON n.oid = p.typnamespace
@@ -56,6 +57,11 @@ WHERE i.indrelid = $1::oid AND i.indisunique AND i.indisvalid AND i.indimmediate
   AND i.indexprs IS NULL AND k.place <= i.indnkeyatts AND a.attrelid = i.indrelid AND a.attnum = k.number
 GROUP BY i.indexrelid, i.indisprimary, i.indnkeyatts HAVING bool_and(a.attnotnull)
 ORDER BY i.indisprimary DESC, i.indnkeyatts, i.indexrelid
+"""
+_PARAMETERS = """
+SELECT coalesce(array_agg(format_type(p.type, -1) ORDER BY p.place), '{}')
+FROM pg_prepared_statements s, unnest(s.parameter_types) WITH ORDINALITY p(type, place)
+WHERE s.name = 'producer_probe'
 """
 # The columns and the enums of the table with the name $1, each as a number.
 _SHAPE = """
@@ -130,6 +136,6 @@ def _no_such_table(run: Run, name: str, path: tuple[str, ...]) -> ConfigError:
 def parameter_types(run: Run, sql: str, names: Sequence[str]) -> dict[str, str]:
     """The types that PostgreSQL infers for ``$1``... of `sql`, as it would for a prepared statement, by name."""
     run(f"PREPARE producer_probe AS {sql}", ())
-    types = run("SELECT parameter_types::text[] FROM pg_prepared_statements WHERE name = 'producer_probe'", ())[0][0]
+    types = run(_PARAMETERS, ())[0][0]
     run("DEALLOCATE producer_probe", ())
     return dict(zip(names, types, strict=True))
