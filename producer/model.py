@@ -25,7 +25,7 @@ Traversal = Literal["OFFSET", "ID_RANGE"]
 Mode = Literal["snapshot", "tail", "snapshot_then_tail", "timestamp"]
 
 #: A value that a key column can have. ``datetime`` may be naive (a timestamp without zone) or aware.
-KeyScalar = int | str | bytes | float | decimal.Decimal | uuid.UUID | dt.datetime | dt.date
+KeyScalar = int | str | bytes | float | decimal.Decimal | uuid.UUID | dt.datetime | dt.date | dt.time
 Json = Any
 
 
@@ -257,6 +257,8 @@ def scalar_to_json(value: KeyScalar) -> Json:
             return {"timestamp": value.isoformat()}
         case dt.date():
             return {"date": value.isoformat()}
+        case dt.time():
+            return {"time": value.isoformat()}
 
 
 def scalar_from_json(value: Json) -> KeyScalar:
@@ -276,6 +278,8 @@ def scalar_from_json(value: Json) -> KeyScalar:
                 return dt.datetime.fromisoformat(text)
             case "date":
                 return dt.date.fromisoformat(text)
+            case "time":
+                return dt.time.fromisoformat(text)
     raise ValueError(f"not a key value: {value!r}")
 
 

@@ -111,6 +111,7 @@ async def test_every_kind_of_position_comes_back_as_it_was(new_store: Callable[[
         dt.datetime(1, 1, 1, 0, 0, 0, 1),
         dt.datetime(9999, 12, 31, 23, 59, 59, 999999, tzinfo=dt.UTC),
         dt.date(2024, 2, 29),
+        dt.time(23, 59, 59, 999999),
         0.1,
     )
     found = [

@@ -33,7 +33,7 @@ SELECT a.attname::text, a.attnotnull, coalesce(col_description(a.attrelid, a.att
 FROM pg_catalog.pg_attribute a
 WHERE a.attrelid = $1::oid AND a.attnum > 0 AND NOT a.attisdropped ORDER BY a.attnum
 """
-# With -1, because format_type(..., NULL) and regtype write char(n) and bit(n) as types of length one, which cut a value.
+# With -1, because format_type(..., NULL) and regtype write char(n) and bit(n) as types of length one: they cut values.
 # A true array has variable length and is in category A; point, name and others have an element type without being one.
 _TYPES = """
 WITH RECURSIVE used(oid) AS (
