@@ -269,6 +269,7 @@ def status_json(status: StreamStatus, redact: Redact) -> dict[str, Json]:
         "state": status.state,
         "rows_read": status.rows_read,
         "rows_acked": status.rows_acked,
+        "rows_committed": status.rows_committed,
         "bytes_acked": status.bytes_acked,
         "dead_letters": status.dead_letters,
         "rows_remaining": status.rows_remaining,

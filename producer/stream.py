@@ -83,6 +83,11 @@ class StreamStatus:
             for progress in splits
         ]
 
+    @property
+    def rows_committed(self) -> int:
+        """Rows of these splits up to the checkpoint, of all runs; `rows_read` and `rows_acked` are of this one."""
+        return sum(p.checkpoint.rows for p in self.splits if not p.checkpoint.split.is_replay)
+
 
 class Stream:
     """A configured stream at run time. `start`, then `run`; `pause` and `resume` at any moment."""
@@ -181,7 +186,7 @@ class Stream:
             log.info(
                 "stream is paused, as it was before", stream=config.name, hint=f"producer resume CONFIG {config.name}"
             )
-        before = sum(p.checkpoint.rows for p in unit.splits if not p.checkpoint.split.is_replay)
+        before = status.rows_committed
         status.rows_total_estimate = dataset.rows_estimate
         status.rows_remaining = max(0, dataset.rows_estimate - before) if dataset.rows_estimate is not None else None
         self._dataset = dataset

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import json
 from typing import TYPE_CHECKING, Any
 
 from producer.commands import options
@@ -11,6 +12,7 @@ from producer.errors import ConfigError
 
 if TYPE_CHECKING:
     from producer.config import Config, StreamConfig
+    from producer.model import Json, KeyScalar
     from producer.protocols import Source
 
 
@@ -33,9 +35,8 @@ def run(args: argparse.Namespace) -> int:
         options.say(f"{plan['stream']}: {estimate} rows of {plan['from']} ({plan['source']}) -> topic {plan['topic']}")
         options.say(f"  traversal {plan['traversal']}, mode {plan['mode']}, key {', '.join(plan['key']) or 'none'}")
         for split in plan["splits"]:
-            options.say(
-                f"  split {split['id']}: after {split['lower'] or 'the start'} up to {split['upper'] or 'the end'}"
-            )
+            after, end = _shown(split["lower"]) or "the start", _shown(split["upper"]) or "the end"
+            options.say(f"  split {split['id']}: after {after} up to {end}")
         for field in plan["schema"].get("fields", ()):
             options.say(f"  field {field['name']}: {type_name(field['type'])}")
     return 0
@@ -82,6 +83,27 @@ async def _plan(stream: StreamConfig, source: Source) -> dict[str, Any]:
         "key_schema": schemas.key,
         "schema": schemas.value,
     }
+
+
+def _shown(position: Json) -> str:
+    """A position's values as people write them: text in quotes, bytes in hex, the others plain; '' for none."""
+    from producer.model import KeyPosition, OffsetPosition, position_from_json
+
+    match position_from_json(position):
+        case OffsetPosition(rows):
+            return f"row {rows:,}"
+        case KeyPosition(values):
+            return ", ".join(_shown_value(value) for value in values)
+    return ""
+
+
+def _shown_value(value: KeyScalar) -> str:
+    match value:
+        case str():
+            return json.dumps(value, ensure_ascii=False)
+        case bytes():
+            return f"0x{value.hex()}"
+    return str(value)
 
 
 def type_name(schema: Any) -> str:

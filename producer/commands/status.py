@@ -1,4 +1,7 @@
-"""Owns ``producer status``: the streams of a run that is going on here, or else what their checkpoints say."""
+"""Owns ``producer status``: the streams of a run that is going on here, or else what their checkpoints say.
+
+``rows_committed`` has the same meaning in both: all rows up to the checkpoint, of all runs; ``rows_acked`` is of a run.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +21,7 @@ if TYPE_CHECKING:
     from producer.model import Checkpoint
 
 _TIMEOUT_S = 2.0
-_COLUMNS = ("name", "state", "rows_acked", "rows_remaining", "topic", "last_commit_at", "workers", "error")
+_COLUMNS = ("name", "state", "rows_committed", "rows_remaining", "topic", "last_commit_at", "workers", "error")
 
 
 def add_parser(subparsers: Any) -> None:
@@ -92,7 +95,7 @@ async def _from_checkpoints(config: Config) -> list[dict[str, Any]]:
                 {
                     **told,
                     "state": "paused" if state and state.paused else _state(checkpoints),
-                    "rows_acked": sum(c.rows for c in checkpoints),
+                    "rows_committed": sum(c.rows for c in checkpoints if not c.split.is_replay),
                     "last_commit_at": state.updated_at if state else None,
                     "owners": dict(await owners(store, stream.name)),
                 }

@@ -215,8 +215,16 @@ def test_status_asks_the_run_that_is_going_on_and_else_the_checkpoints(
         document["http"] = {"port": int(url.rpartition(":")[2])}
         told = answer("status", written(tmp_path, document), "--json")
         assert (told["running"], told["streams"][0]["rows_acked"]) == (True, ROWS)
+        assert told["streams"][0]["rows_committed"] == ROWS
     told = answer("status", path, "--json")
     assert (told["running"], told["streams"][0]["state"]) == (False, "complete")
+    assert told["streams"][0]["rows_committed"] == ROWS
+    document["http"] = {"port": 0}
+    with running(written(tmp_path, document)) as (_, url):  # again: nothing is left to read
+        wait_for(url, "complete", 0)
+        document["http"] = {"port": int(url.rpartition(":")[2])}
+        told = answer("status", written(tmp_path, document), "--json")["streams"][0]
+        assert (told["rows_acked"], told["rows_committed"]) == (0, ROWS)
 
 
 async def test_plan_and_validate_write_nothing(document: dict[str, Any], tmp_path: Path, kafka_bootstrap: str) -> None:
@@ -241,6 +249,18 @@ def test_validate_goes_on_after_a_cross_and_hints(document: dict[str, Any], tmp_
     assert "events" in checks["stream wrong: table"]["hint"]
     assert checks["stream events: Avro schema"]["ok"]
     assert checks["broker"]["ok"]
+
+
+def test_plan_writes_positions_as_people_do(document: dict[str, Any], tmp_path: Path) -> None:
+    database = sqlite3.connect(tmp_path / "shop.db")
+    database.execute("CREATE TABLE odd (a TEXT, b BLOB, c INTEGER, d DATE, PRIMARY KEY (a, b, c, d)) WITHOUT ROWID")
+    database.execute("INSERT INTO odd VALUES ('ü \"x\"', x'00ff', -7, '2024-02-29')")
+    database.commit()
+    document["streams"][0] |= {"table": "odd"}
+    path = written(tmp_path, document)
+    assert '  split 0: after the start up to "ü \\"x\\"", 0x00ff, -7, ' in producer("plan", path).stdout
+    document["streams"][0] |= {"traversal": "OFFSET"}
+    assert "  split 0: after the start up to row 1\n" in producer("plan", written(tmp_path, document)).stdout
 
 
 def test_validate_lists_every_mistake_of_the_configuration(document: dict[str, Any], tmp_path: Path) -> None:
