@@ -180,6 +180,12 @@ def _settings(args: argparse.Namespace) -> tuple[str, Any]:
         env = {name: os.environ.get(f"IPTVPORTAL_{name.upper()}") for name in ("domain", "url", "username", "password")}
         if scheme != "iptvportal":
             env |= {"url": args.source, "domain": None}
+        if args.source is None and not any(env.values()):
+            raise ConfigError(
+                "no source is named",
+                hint="--source URL, such as postgresql://..., or --config FILE; for IPTVPortal set IPTVPORTAL_DOMAIN, "
+                "IPTVPORTAL_USERNAME and IPTVPORTAL_PASSWORD",
+            )
         if missing := [name for name in ("username", "password") if not env[name]]:
             variables = " and ".join(f"IPTVPORTAL_{name.upper()}" for name in missing)
             raise ConfigError(f"{' and '.join(missing)} of IPTVPortal not given", hint=f"set {variables}")

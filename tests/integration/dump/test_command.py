@@ -151,6 +151,28 @@ def test_a_wrong_argument_is_one_line_and_exit_code_2(
     assert text in told
 
 
+def test_without_a_source_the_ways_to_name_one_are_told(tmp_path: Path) -> None:
+    env = {name: value for name, value in os.environ.items() if not name.startswith("IPTVPORTAL_")}
+    command = [sys.executable, "-m", "producer", "dump", "events", "--output-dir", str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True, env=env, timeout=TIMEOUT_S, check=False)
+    assert done.returncode == 2
+    assert done.stderr.startswith(
+        "error: no source is named (--source URL, such as postgresql://..., or --config FILE;"
+    )
+
+
+def test_a_parquet_file_has_as_many_rows_as_a_chunk(server: JsonSqlServer, out: Path) -> None:
+    import pyarrow.parquet as pq
+
+    url = f"sqlite:///{server.settings.database}"
+    for rows, files in ((100, 3), (1000, 1)):
+        folder = out / str(rows)
+        code, _, told = dump(server, folder, "media", "--source", url, "--format", "parquet", "--chunk-size", str(rows))
+        assert code == 0, told
+        found = [pq.read_metadata(folder / f"media-{number:05}.parquet") for number in range(files)]
+        assert [(f.num_rows, f.num_row_groups) for f in found] == [(300 // files, 1)] * files
+
+
 @pytest.mark.parametrize("form", ["jsonl", "avro", "parquet"])
 def test_a_full_disk_keeps_the_state_and_the_dump_goes_on_when_there_is_room(
     server: JsonSqlServer, out: Path, form: str
