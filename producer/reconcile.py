@@ -18,7 +18,7 @@ import numpy.typing as npt
 
 PIECES = 256
 #: Records that a side keeps in memory before it writes them to files.
-MAX_IN_MEMORY = 4_000_000
+MAX_IN_MEMORY = 500_000
 _RECORD = np.dtype([("key", "<i8"), ("value", "<i8"), ("flag", "u1")])
 
 Hashes = npt.NDArray[np.int64]

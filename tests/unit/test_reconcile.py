@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import tracemalloc
 from collections.abc import Iterable
 from contextlib import ExitStack
 
@@ -103,3 +104,20 @@ def test_names_are_limited_and_counts_are_not(capacity: int) -> None:
 
 def test_nothing_agrees_with_nothing(capacity: int) -> None:
     assert compared([], [], capacity).agrees
+
+
+def test_a_million_records_a_side_take_little_memory() -> None:
+    random_keys = np.random.default_rng(7).integers(-(2**63), 2**63 - 1, 1_000_000, dtype=np.int64)
+    tracemalloc.start()
+    try:
+        with Side() as source, Side() as topic:
+            for side, flag in ((source, True), (topic, False)):
+                for part in np.split(random_keys, 100):
+                    side.add(part, part, flag)
+            found = compare(source, topic, LIMIT)
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert found.agrees
+    assert found.topic_keys == len(np.unique(random_keys))
+    assert peak < 60 * 2**20  # both sides in memory would be 34 MB, and sorting them three times as much
