@@ -285,3 +285,26 @@ async def test_a_time_of_day_is_a_key_that_can_be_gone_on_from(bank: Databank) -
         assert (await reader.fetch(again, 20)).batch.column("v").to_pylist() == list(range(20, 40))
         await reader.close()
     assert sorted((await read(bank.url, config)).column("v").to_pylist()) == list(range(300))
+
+
+@pytest.mark.parametrize(
+    ("kind", "values"),
+    [
+        ("enum('z','a','m, it''s')", ["z", "a", "m, it's"]),
+        ("set('z','a','m')", ["", "z", "a", "z,a", "m", "z,m", "a,m", "z,a,m"]),
+        ("bit(20)", [b"\0\0\1", b"\0\1\0", b"\x0f\xff\xff", b"\0\0\x22"]),
+    ],
+)
+async def test_mysqls_keys_are_compared_in_the_order_in_which_it_sorts_them(
+    request: pytest.FixtureRequest, kind: str, values: list[str | bytes]
+) -> None:
+    bank = databank("mariadb", request)
+    try:
+        bank.run(f"create table plain (k {kind}, i int, primary key (k, i))")
+        bank.insert("plain", [(values[n % len(values)], n) for n in range(300)])
+        for settings in ({"page_size": 7, "max_parallel": 3}, {"page_size": 7, "traversal": "OFFSET"}):
+            found = (await read(bank.url, stream("plain", **settings))).column("i").to_pylist()
+            assert sorted(found) == list(range(300))
+    finally:
+        bank.run("drop table if exists plain")
+        bank.close()

@@ -334,7 +334,7 @@ def _bound(query: Query) -> tuple[str, tuple[Any, ...]]:
     values: list[Any] = []
 
     def one(name: str) -> str:
-        value = query.params[name]
+        value = mysql_types.ordinal(query.types.get(name, ""), query.params[name])
         items = value if isinstance(value, list | tuple) else [value]
         values.extend(_plain(item) for item in items)
         return ", ".join("\0" for _ in items) or "NULL"  # a list is for IN (:name)

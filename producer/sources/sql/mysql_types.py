@@ -93,8 +93,7 @@ def column(declared: Declared) -> Column:
     else:
         arrow = pa.string()
         if kind == "enum":
-            symbols = [symbol.replace("''", "'") for symbol in _SYMBOL.findall(declared.full)]
-            extra = {"avro.enum": json.dumps(symbols)}
+            extra = {"avro.enum": json.dumps(_symbols(declared.full))}
         elif kind == "json" or declared.json:
             extra = {"avro.logical": "json"}
         elif kind == "uuid":
@@ -104,6 +103,24 @@ def column(declared: Declared) -> Column:
     metadata = {"sql_type": declared.full, **extra} | ({"comment": declared.comment} if declared.comment else {})
     field = pa.field(declared.name, arrow, nullable=declared.nullable, metadata=metadata)
     return Column(declared.name, field, select, declared.full, sortable=kind not in {*_SHAPES, "json", "time"})
+
+
+def ordinal(sql_type: str, value: Any) -> Any:
+    """A key's value as the number by which the server orders it, where that is another than its text's or bytes' order:
+    ENUM by the place of the symbol (0 for the empty one), SET and BIT by their bits. Any other value is as it was."""
+    if isinstance(value, str) and sql_type.startswith(("enum(", "set(")):
+        places = {symbol: place for place, symbol in enumerate(_symbols(sql_type), start=1)}
+        names = [value] if sql_type.startswith("enum(") else value.split(",")
+        if all(name in places or not name for name in names):
+            found = [places[name] for name in names if name]
+            return sum(found) if sql_type.startswith("enum(") else sum(1 << (place - 1) for place in found)
+    if isinstance(value, bytes) and sql_type.startswith("bit("):
+        return int.from_bytes(value, "big")
+    return value
+
+
+def _symbols(sql_type: str) -> list[str]:
+    return [symbol.replace("''", "'") for symbol in _SYMBOL.findall(sql_type)]
 
 
 def convert(column: Column, values: Sequence[Any]) -> pa.Array:
