@@ -297,13 +297,36 @@ async def ensure_topic(
         if found is None:
             await _create(client, config, name, partitions, replication_factor, topic_config or {})
             found = await _partitions_when_led(client, name)
-        if partitions is not None and found != partitions:
-            raise ConfigError(
-                f"topic {name!r} has {found} partitions, not {partitions}",
-                hint=f"set partitions: {found}, leave it out, or choose another topic",
-            )
+        _refuse_other_number(name, found, partitions)
         values = await _configs(client, ConfigResourceType.TOPIC, name, "max.message.bytes")
         return TopicInfo(name, found, int(values.get("max.message.bytes", DEFAULT_MAX_MESSAGE_BYTES)))
+
+
+async def check_topic(
+    config: KafkaConfig,
+    name: str,
+    *,
+    partitions: int | None = None,
+    replication_factor: int | None = None,
+    topic_config: Mapping[str, str] | None = None,
+) -> int | None:
+    """The partitions of the topic as `ensure_topic` finds it, or None where that makes it; errors as of that, but
+    nothing is made."""
+    async with admin(config) as client, asyncio.timeout(config.request_timeout_s):
+        found = await _partitions(client, config, name)
+        if found is None:
+            await _create(client, config, name, partitions, replication_factor, topic_config or {}, only_check=True)
+        else:
+            _refuse_other_number(name, found, partitions)
+        return found
+
+
+def _refuse_other_number(name: str, found: int, wanted: int | None) -> None:
+    if wanted is not None and found != wanted:
+        raise ConfigError(
+            f"topic {name!r} has {found} partitions, not {wanted}",
+            hint=f"set partitions: {found}, leave it out, or choose another topic",
+        )
 
 
 async def topic_partitions(config: KafkaConfig, name: str) -> int | None:
@@ -345,6 +368,8 @@ async def _create(
     partitions: int | None,
     replication_factor: int | None,
     topic_config: Mapping[str, str],
+    *,
+    only_check: bool = False,
 ) -> None:
     if partitions is None or replication_factor is None:
         broker = str((await client.describe_cluster())["brokers"][0]["node_id"])
@@ -354,7 +379,7 @@ async def _create(
         partitions = partitions or int(defaults.get("num.partitions", 1))
         replication_factor = replication_factor or int(defaults.get("default.replication.factor", 1))
     new = NewTopic(name, partitions, replication_factor, topic_configs=dict(topic_config))
-    response = await client.create_topics([new])
+    response = await client.create_topics([new], validate_only=only_check)
     for _, code, *message in response.topic_errors:
         error = ke.for_code(code)
         if error is ke.NoError or error is ke.TopicAlreadyExistsError:  # another runner was quicker

@@ -14,7 +14,7 @@ from producer.commands import options
 from producer.errors import ConfigError, ProducerError
 
 if TYPE_CHECKING:
-    from producer.config import Config, KafkaConfig, StreamConfig
+    from producer.config import Config, StreamConfig
     from producer.encoding.registry import RegistryClient
     from producer.model import Dataset
     from producer.parts import Schemas
@@ -163,13 +163,15 @@ async def _broker(config: Config, report: _Report) -> bool:
             pass
 
     async def partitions(stream: StreamConfig) -> int | None:
-        count = await _partitions(config.kafka, stream.topic)
-        if count is not None and stream.partitions not in (None, count):
-            raise ConfigError(
-                f"topic {stream.topic!r} has {count} partitions, not {stream.partitions}",
-                hint=f"set partitions: {count}, leave it out, or choose another topic",
-            )
-        return count
+        from producer.kafka import check_topic
+
+        return await check_topic(
+            config.kafka,
+            stream.topic,
+            partitions=stream.partitions,
+            replication_factor=stream.replication_factor,
+            topic_config=stream.topic_config,
+        )
 
     def told(count: int | None) -> str:
         return "is not there yet: will be created" if count is None else f"{count} partition(s)"
@@ -225,9 +227,11 @@ async def _registry(config: Config, found: Iterable[_Found], report: _Report) ->
 
 async def _checkpoints(config: Config, found: Iterable[_Found], broker: bool, report: _Report) -> None:
     if config.checkpoints.type == "kafka":
+        from producer.kafka import topic_partitions
+
         if not broker:
             return  # its cross stands there already
-        if await _partitions(config.kafka, config.state_topic) is None:
+        if await topic_partitions(config.kafka, config.state_topic) is None:
             report.checks.append(Check("checkpoints", True, f"topic {config.state_topic} will be created"))
             return
 
@@ -247,19 +251,3 @@ async def _checkpoints(config: Config, found: Iterable[_Found], broker: bool, re
         store = await report.attempt("checkpoints", opened, lambda _: f"{config.checkpoints.type} store is ready")
         for item in found if store is not None else ():
             await report.attempt(f"stream {item.stream.name}: checkpoint", resumes(item), str)
-
-
-async def _partitions(config: KafkaConfig, topic: str) -> int | None:
-    """How many partitions the topic has; None where it is not there. Unlike a run, this never makes it."""
-    from aiokafka.errors import LeaderNotAvailableError, NoError, for_code
-
-    from producer.kafka import admin, translate
-
-    async with admin(config) as client:
-        if topic not in await client.list_topics():  # to describe it would have the broker make it
-            return None
-        (found,) = await client.describe_topics([topic])
-    error = for_code(found["error_code"])
-    if error not in (NoError, LeaderNotAvailableError):
-        raise translate(error(), config, topic=topic, doing="look up")
-    return len(found["partitions"])

@@ -274,6 +274,23 @@ def test_validate_lists_every_mistake_of_the_configuration(document: dict[str, A
     assert [check["ok"] for check in json.loads(producer("validate", "--json", path).stdout)] == [False] * 3
 
 
+@pytest.mark.parametrize(
+    ("setting", "told"),
+    [
+        ({"replication_factor": 3}, "replication factor of 3 cannot be reached"),
+        ({"topic_config": {"retention": "1"}}, "Unknown topic config name: retention"),
+    ],
+)
+async def test_validate_asks_the_broker_whether_it_would_make_the_topic(
+    document: dict[str, Any], tmp_path: Path, kafka_bootstrap: str, setting: dict[str, Any], told: str
+) -> None:
+    document["streams"][0] |= setting
+    done = producer("validate", written(tmp_path, document))
+    assert done.returncode == 2
+    assert told in done.stdout
+    assert document["streams"][0]["topic"] not in await topics(kafka_bootstrap)
+
+
 def test_a_checkpoint_that_is_set_back_is_read_from_there(document: dict[str, Any], tmp_path: Path) -> None:
     path = written(tmp_path, document)
     assert producer("run", "--once", path).returncode == 0
