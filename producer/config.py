@@ -43,6 +43,7 @@ _UNITS = {
 }
 MIN_SALT_LENGTH = 8
 MIN_TOKEN_LENGTH = 16
+_SERVER = re.compile(r"(\[[0-9A-Fa-f:.%\w]+\]|[^\s:\[\]/]+)(:(?P<port>\d{1,5}))?")
 _TOPIC = re.compile(r"[A-Za-z0-9._-]{1,249}")
 
 
@@ -130,6 +131,15 @@ class KafkaConfig(Model):
     state_partitions: int = Field(
         default=12, ge=1, le=1000, description="with coordination kafka: into how many parts each stream's work is cut"
     )
+
+    @field_validator("bootstrap_servers")
+    @classmethod
+    def _are_servers(cls, servers: str) -> str:
+        for server in servers.split(","):
+            match = _SERVER.fullmatch(server.strip())
+            if match is None or int(match["port"] or 9092) > 65535:
+                raise ValueError("not brokers; valid: host:port, several of them with commas between")
+        return servers
 
 
 class RegistryConfig(Model):

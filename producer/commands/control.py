@@ -74,7 +74,10 @@ def run(args: argparse.Namespace) -> int:
 def address_of(args: argparse.Namespace) -> Address:
     """Where the run that `args.config` names answers: a URL, or a configuration file."""
     if is_url(args.config):
-        url = urlsplit(args.config)
+        try:
+            url = urlsplit(args.config)
+        except ValueError:
+            raise ConfigError(f"{args.config} is not a URL", hint="http://HOST:PORT") from None
         return Address(f"{url.scheme}://{url.netloc.rpartition('@')[2]}", os.environ.get("PRODUCER_TOKEN"))
     config = options.load(args)
     if (stream := getattr(args, "stream", None)) is not None:

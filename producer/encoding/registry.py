@@ -6,6 +6,7 @@ starts a stream repeats it after a TransientError.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import ssl
 from typing import Any
@@ -32,13 +33,15 @@ class RegistryClient:
 
     def __init__(self, config: RegistryConfig) -> None:
         self._config = config
-        parts = urlsplit(config.url)
-        if parts.scheme not in ("http", "https") or not parts.hostname:
+        parts, port = urlsplit(""), None
+        with contextlib.suppress(ValueError):  # of brackets or a port that are none
+            parts = urlsplit(config.url)
+            port = parts.port or 0
+        if parts.scheme not in ("http", "https") or not parts.hostname or port is None:
             raise ConfigError("schema_registry.url is not an http or https URL", hint="such as http://localhost:8081")
         host = f"[{parts.hostname}]" if ":" in parts.hostname else parts.hostname
-        port = f":{parts.port}" if parts.port else ""
         #: without credentials, as it may be shown
-        self.url = f"{parts.scheme}://{host}{port}{parts.path.rstrip('/')}"
+        self.url = f"{parts.scheme}://{host}{f':{port}' if port else ''}{parts.path.rstrip('/')}"
         username = config.username if config.username is not None else parts.username and unquote(parts.username)
         password = config.password.get_secret_value() if config.password else unquote(parts.password or "")
         self._auth = httpx.BasicAuth(username, password) if username else None

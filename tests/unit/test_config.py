@@ -10,8 +10,11 @@ import pytest
 import yaml
 from pydantic import SecretStr
 
-from producer.config import Config, FileCheckpointsConfig, load_config
+from producer.cli import main
+from producer.config import Config, FileCheckpointsConfig, RegistryConfig, load_config
+from producer.encoding.registry import RegistryClient
 from producer.errors import ConfigError
+from producer.sources.sql import SqlConfig, SqlSource
 
 PASSWORD = "hunter2secret"
 CONTRACT = """\
@@ -134,6 +137,11 @@ def test_sizes_have_units(tmp_path: Path, text: str | int, size: int) -> None:
     assert load(tmp_path, changed("kafka.max_inflight_bytes", text)).kafka.max_inflight_bytes == size
 
 
+@pytest.mark.parametrize("servers", ["a:9092, b.example-1.com:9093", "kafka", "[::1]:9092,10.0.0.1:1"])
+def test_brokers_are_named_by_host_and_port(tmp_path: Path, servers: str) -> None:
+    assert load(tmp_path, changed("kafka.bootstrap_servers", servers)).kafka.bootstrap_servers == servers
+
+
 def test_paths_are_relative_to_the_configuration(tmp_path: Path) -> None:
     checkpoints = load(tmp_path, MINIMAL).checkpoints
     assert isinstance(checkpoints, FileCheckpointsConfig)
@@ -181,6 +189,11 @@ def test_a_missing_secret_file_is_named_with_its_key(tmp_path: Path) -> None:
         ("streams.0.key", "id", "streams[0].key is text; valid: a list"),
         ("streams.0.key", [7], "streams[0].key[0] is a whole number; valid: text; put it in quotes"),
         ("streams.0.chat", "c", "table and chat are both given"),
+        ("kafka.bootstrap_servers", "localhost:abc", "kafka.bootstrap_servers: not brokers; valid: host:port"),
+        ("kafka.bootstrap_servers", "", "kafka.bootstrap_servers: not brokers"),
+        ("kafka.bootstrap_servers", "a:9092,,b:9092", "kafka.bootstrap_servers: not brokers"),
+        ("kafka.bootstrap_servers", "http://a:9092", "kafka.bootstrap_servers: not brokers"),
+        ("kafka.bootstrap_servers", "a:65536", "kafka.bootstrap_servers: not brokers"),
         ("streams.0.topic", "a b", "topic 'a b' is not a Kafka topic name"),
         ("streams.0.name", "a/b", "name is empty or has a slash"),
         ("streams.0.mode", "timestamp", "mode timestamp needs order_by"),
@@ -358,3 +371,22 @@ def test_a_wrong_transform_is_told_in_one_line(tmp_path: Path, transforms: str, 
     assert message in str(caught.value)
     assert "\n" not in str(caught.value)
     assert "h2s" not in str(caught.value)
+
+
+@pytest.mark.parametrize("url", ["postgresql://u:hunter2secret@host:port/db", "mysql://u:hunter2secret@[::1/db"])
+def test_a_source_url_without_a_readable_port_is_told_without_its_password(url: str) -> None:
+    with pytest.raises(ConfigError, match="host and port cannot be read") as caught:
+        SqlSource(SqlConfig(url=SecretStr(url)))
+    assert PASSWORD not in str(caught.value)
+
+
+@pytest.mark.parametrize("url", ["registry:8081", "http://", "http://host:port", "http://[::1"])
+def test_a_registry_url_that_is_none_is_told(url: str) -> None:
+    with pytest.raises(ConfigError, match=r"schema_registry\.url is not an http or https URL"):
+        RegistryClient(RegistryConfig(url=url))
+
+
+def test_a_runs_url_that_is_none_is_wrong_usage(capsys: pytest.CaptureFixture[str]) -> None:
+    for url in ("http://[::1", "http://host:port"):
+        assert main(["status", url]) == 2
+        assert f"error: {url} is not a URL" in capsys.readouterr().err

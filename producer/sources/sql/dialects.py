@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib
 from concurrent.futures import Executor
+from urllib.parse import urlsplit
 
 from producer.errors import ConfigError
 from producer.sources.sql.table import Database, Options
@@ -30,6 +31,13 @@ def open_database(options: Options, executor: Executor) -> Database:
         raise ConfigError("the source's url has no scheme", hint="such as postgresql://user@host/database")
     if name not in DIALECTS:
         raise ConfigError(f"the source's url: {name!r} is no known database", hint="known: " + ", ".join(DIALECTS))
+    try:
+        _ = urlsplit(options.url).port
+    except ValueError:  # its text may hold a part of the URL
+        raise ConfigError(
+            "the source's url: host and port cannot be read",
+            hint="postgresql://user:password@host:5432/database, with %40 for @ and %2F for / in a password",
+        ) from None
     module, factory, extra = DIALECTS[name]
     try:
         database: Database = getattr(importlib.import_module(module), factory)(options, executor)
