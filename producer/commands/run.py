@@ -35,7 +35,8 @@ def add_parser(subparsers: Any) -> None:
 
 def run(args: argparse.Namespace) -> int:
     # As process 1 of a container an unhandled SIGTERM is ignored: heard before anything slow begins.
-    signal.signal(signal.SIGTERM, _exit_now)
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, _exit_now)
     structlog_without_rich()
     config = options.load(args)
     arrow_without_pandas()

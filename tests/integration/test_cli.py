@@ -188,6 +188,33 @@ def test_a_terminal_shows_a_live_table_and_leaves_stdout_alone(document: dict[st
         assert text in shown
 
 
+EARLY = """\
+import os, sys, time
+from producer import cli
+from producer.commands import options
+def interrupted(*_):
+    os.kill(os.getpid(), int(sys.argv[1]))
+    time.sleep(30)
+if sys.argv[2] == "parser":
+    cli.build_parser = interrupted
+else:
+    options.load = interrupted
+sys.exit(cli.main(["run", "shop.yaml"]))
+"""
+
+
+@pytest.mark.parametrize(
+    ("number", "place", "code"),
+    [(signal.SIGINT, "parser", 130), (signal.SIGINT, "load", 130), (signal.SIGTERM, "load", 143)],
+)
+def test_a_signal_before_anything_has_begun_ends_it_without_a_traceback(
+    number: signal.Signals, place: str, code: int
+) -> None:
+    command = [sys.executable, "-c", EARLY, str(int(number)), place]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    assert (done.returncode, done.stderr) == (code, "")
+
+
 def test_a_second_signal_ends_it_at_once(document: dict[str, Any], tmp_path: Path) -> None:
     with EmbeddedKafka() as broker:
         document["kafka"]["bootstrap_servers"] = broker.bootstrap
