@@ -283,3 +283,20 @@ async def test_a_worker_whose_part_is_done_takes_the_part_of_one_that_dies_over_
             await running
     assert stream.status.state == "complete"
     assert sorted(writer.sent) == list(range(1, 201))
+
+
+async def test_what_an_earlier_run_was_done_with_is_not_done_before_this_one_has_looked_for_more() -> None:
+    store = MemoryLendingStore()
+    async with two_workers(store, mode="snapshot_then_tail") as workers:
+        await workers.until_all("complete")
+    writer = ScriptedWriter()
+    with shared(ScriptedSource(230, cuts=(100,)), writer, store, asyncio.Event(), mode="snapshot_then_tail") as stream:
+        await stream.start()
+        await stream.own([0])  # the one without an end is nobody's as yet
+        running = asyncio.create_task(stream.run())
+        await asyncio.wait({running}, timeout=0.2)
+        assert not running.done()
+        await stream.own([1])
+        async with asyncio.timeout(10):
+            await running
+    assert writer.sent == list(range(201, 231))
