@@ -12,13 +12,15 @@ from typing import Any, cast
 
 import pytest
 
-from producer.config import Config
+from producer.config import Config, StreamConfig
 from producer.coordination import sharing
+from producer.coordination.membership import Membership
 from producer.coordination.sharing import SharedStream
-from producer.errors import SourceUnavailableError
+from producer.errors import CheckpointConflictError, SourceUnavailableError
 from producer.inflight import ByteBudget
 from producer.metrics import Metrics
-from producer.model import Between, Checkpoint, KeyPosition, Split, StreamState
+from producer.model import Between, Checkpoint, Dataset, KeyPosition, Split, StreamState
+from producer.service import sharing as joined
 from producer.unit import Engine
 from tests.unit.engine import MemoryStore, Prepared, ScriptedSource, ScriptedWriter
 
@@ -49,6 +51,17 @@ class MemoryLendingStore(MemoryStore):
         self.states[unit] = self.states[unit].with_changes([checkpoint], "")
 
 
+def configuration(mode: str = "snapshot") -> Config:
+    return Config.model_validate(
+        {
+            "coordination": "kafka",
+            "checkpoints": {"type": "kafka"},
+            "sources": {"s": {"type": "sql", "url": "sqlite:///none"}},
+            "streams": [{"name": "t", "source": "s", "table": "t", "page_size": 10, "mode": mode}],
+        }
+    )
+
+
 @contextmanager
 def shared(
     source: ScriptedSource,
@@ -59,14 +72,7 @@ def shared(
     once: bool = True,
     mode: str = "snapshot",
 ) -> Iterator[SharedStream]:
-    config = Config.model_validate(
-        {
-            "coordination": "kafka",
-            "checkpoints": {"type": "kafka"},
-            "sources": {"s": {"type": "sql", "url": "sqlite:///none"}},
-            "streams": [{"name": "t", "source": "s", "table": "t", "page_size": 10, "mode": mode}],
-        }
-    )
+    config = configuration(mode)
 
     async def open_writer(*about: Any) -> ScriptedWriter:
         return writer
@@ -300,3 +306,47 @@ async def test_what_an_earlier_run_was_done_with_is_not_done_before_this_one_has
         async with asyncio.timeout(10):
             await running
     assert writer.sent == list(range(201, 231))
+
+
+async def test_two_processes_whose_planning_takes_long_do_not_fence_one_another_for_ever() -> None:
+    class Fencing(MemoryLendingStore):
+        claims = 0
+
+        async def claim(self, stream: str, above: int = 0) -> int:
+            self.claims += 1
+            return self.claims
+
+        async def begin_units(self, state: StreamState, units: Sequence[StreamState]) -> None:
+            if state.epoch != self.claims:
+                raise CheckpointConflictError("fenced")
+            await super().begin_units(state, units)
+
+    class Slow(ScriptedSource):
+        async def plan(self, stream: StreamConfig, dataset: Dataset) -> Sequence[Split]:
+            await asyncio.sleep(0.3)  # much longer than a look
+            return await super().plan(stream, dataset)
+
+    store, stop = Fencing(), asyncio.Event()
+    with ExitStack() as stack:
+        first, second = (
+            stack.enter_context(shared(Slow(200), ScriptedWriter(), store, stop)) for _ in ("first", "second")
+        )
+        async with asyncio.timeout(10):
+            starting = asyncio.create_task(first.start())
+            await asyncio.sleep(0.15)  # in the midst of its planning
+            await second.start()
+            await starting
+    assert first.started
+    assert second.started
+
+
+async def test_a_stop_does_not_wait_for_the_group_to_take_the_process_in(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def for_ever(_: Membership) -> None:
+        await asyncio.Event().wait()
+
+    monkeypatch.setattr(Membership, "start", for_ever)
+    stop = asyncio.Event()
+    asyncio.get_running_loop().call_later(0.02, stop.set)
+    async with asyncio.timeout(5):
+        async with joined(configuration(), [], stop):
+            pass
