@@ -10,6 +10,7 @@ import argparse
 import inspect
 import re
 import sys
+import tomllib
 import types
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -53,6 +54,7 @@ def generated() -> dict[Path, str]:
         folder / "configuration.md": _HEAD + configuration(),
         folder / "metrics.md": _HEAD + metrics(),
         folder / "commands.md": _HEAD + commands(),
+        folder / "types.md": _HEAD + column_types(),
     }
 
 
@@ -183,6 +185,27 @@ def _parsers(
         helps: Mapping[str, str] = {choice.dest: choice.help or "" for choice in group._choices_actions}
         for word, inner in group.choices.items():
             yield from _parsers(inner, f"{name} {word}", helps.get(word, ""))
+
+
+def column_types() -> str:
+    """Every type of a database's columns against Avro, from types.toml."""
+    text = (
+        "# Types\n\nWhat becomes of a column, by its database. Beside each type is an example, and what a reader "
+        "decodes; the tests stream every one.\nA column that may be null is a union of null and the type. A value in "
+        "the last column has no form in Avro: it is a\n[bad record](../howto/dead-letters.md). Where another form is "
+        "wanted, cast the column in a view, or leave it out by `exclude`.\n"
+    )
+    for stated in tomllib.loads((HERE / "types.toml").read_text("utf-8")).values():
+        text += f"\n## {stated['title']}\n\n" + (f"{stated['note'].strip()}\n\n" if "note" in stated else "")
+        text += "| type | Avro | | example | decoded | without a form |\n|---|---|---|---|---|---|\n"
+        for row in stated["types"]:
+            first: Mapping[str, Any] = next(iter(row.get("examples", ())), {})
+            literal = f"`{first['literal']}`" if "literal" in first else ""
+            value = f"`{first['value']}`" if first.get("literal") else ""
+            without = ", ".join(f"`{case['literal']}`" for case in row.get("refused", ()))
+            cells = (row["type"], row["avro"], row.get("note", ""), literal, value, without)
+            text += f"| {' | '.join(map(_cell, cells))} |\n"
+    return text
 
 
 def _written(action: argparse.Action) -> str:

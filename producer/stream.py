@@ -15,7 +15,7 @@ import structlog
 
 from producer import holes
 from producer.config import StreamConfig
-from producer.drift import differences
+from producer.drift import Changes, differences
 from producer.errors import (
     AuthenticationError,
     CheckpointConflictError,
@@ -108,6 +108,7 @@ class Stream:
         self._units: list[Unit] = []
         self._last_progress = 0.0
         self._next_free = 0.0
+        self._changes = Changes()
         self._holes_expired = 0  # of the stream, as far as they have been counted
         self._replaying = asyncio.Lock()
         self._made_at = time.monotonic()
@@ -267,6 +268,8 @@ class Stream:
         if before is None or isinstance(error, TransientError | AuthenticationError | CheckpointConflictError):
             return error
         try:
+            if isinstance(error, SchemaChangedError):
+                await wait_for_any(self._engine.stop, timeout_s=self._changes.wait_s(error))
             async for attempt in self._attempts():
                 with attempt:
                     dataset = await self._source.describe(self.config)
@@ -343,6 +346,8 @@ class Stream:
         self._metrics.state(state)
 
     def fetched(self, seconds: float, rows: int) -> None:
+        if not rows:
+            self._changes.settled()
         self.status.rows_read += rows
         self._metrics.page_fetch_seconds.observe(seconds)
         self._engine.trace(self.config.name, "fetch", seconds, rows)
@@ -366,6 +371,7 @@ class Stream:
     def acknowledged(self, seconds: float, rows: int, size: int) -> None:
         status = self.status
         self._last_progress = time.monotonic()
+        self._changes.settled()
         status.retrying = None
         status.rows_acked += rows
         status.bytes_acked += size

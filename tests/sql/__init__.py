@@ -28,13 +28,13 @@ class Databank:
         return f"{self.mark}{name}{self.mark}"
 
 
-def databank(dialect: str, request: pytest.FixtureRequest) -> Databank:
-    """The module's database of `dialect`; for SQLite a file of the test's own."""
+def databank(dialect: str, request: pytest.FixtureRequest, folder: Path | None = None) -> Databank:
+    """The module's database of `dialect`; for SQLite a file in `folder`, or of the test's own."""
     match dialect:
         case "postgres":
             return postgres(request.getfixturevalue("postgres_dsn"))
         case "sqlite":
-            return sqlite(request.getfixturevalue("tmp_path") / "test.db")
+            return sqlite((folder or request.getfixturevalue("tmp_path")) / "test.db")
         case "mariadb":
             return mariadb(request.getfixturevalue("mariadb_url"))
     raise AssertionError(dialect)

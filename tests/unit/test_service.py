@@ -4,22 +4,25 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import pytest
 
+from producer import drift
+from producer.config import StreamConfig
 from producer.errors import (
     AuthenticationError,
     CheckpointConflictError,
     ConfigError,
     EncodeError,
+    SchemaChangedError,
     SinkUnavailableError,
     SourceUnavailableError,
     StoreUnavailableError,
 )
-from producer.model import Checkpoint, KeyPosition, Split, StreamState
+from producer.model import Checkpoint, Dataset, KeyPosition, Split, StreamState
 from producer.service import Service, StreamSummary
-from tests.unit.engine import MemoryStore, Prepared, ScriptedSource, ScriptedWriter, service_of
+from tests.unit.engine import MemoryStore, Prepared, ScriptedSource, ScriptedWriter, SplitReader, service_of
 
 
 async def run(service: Service, *, once: bool = True, stop: asyncio.Event | None = None) -> dict[str, StreamSummary]:
@@ -257,3 +260,51 @@ async def test_a_stream_that_was_paused_before_does_not_hold_up_a_run_that_is_to
     done = await run(service_of({"a": ScriptedSource(50)}, {"a": writer}, store))
     assert done["a"].state == "paused"
     assert writer.sent == []
+
+
+@dataclass
+class Altered(ScriptedSource):
+    """A table that is altered at the fetch `at` of each reader, for the first `times` readers."""
+
+    at: int = 1
+    times: int = 1000
+
+    async def reader(self, stream: StreamConfig, dataset: Dataset, split: Split) -> SplitReader:
+        error = SchemaChangedError("table 'shop.t' has changed")
+        self.reader_faults = {self.at: error} if self.readers < self.times else {}
+        return await ScriptedSource.reader(self, stream, dataset, split)
+
+
+@pytest.fixture
+def no_wait(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(drift, "FIRST_WAIT_S", 0.0)
+
+
+async def test_a_table_that_is_another_at_each_look_ends_its_stream_by_name(no_wait: None) -> None:
+    source, writer = Altered(50), ScriptedWriter()
+    done = await run(service_of({"a": source}, {"a": writer}, MemoryStore()))
+    assert done["a"].state == "failed"
+    assert done["a"].error == ("table 'shop.t' has changed 10 times in a row, before a page of it could be sent")
+    assert (source.readers, writer.sent) == (10, [])
+
+
+async def test_a_table_that_comes_to_rest_is_gone_on_with(no_wait: None) -> None:
+    source, writer = Altered(50, times=9), ScriptedWriter()
+    done = await run(service_of({"a": source}, {"a": writer}, MemoryStore()))
+    assert (done["a"].state, writer.sent) == ("complete", list(range(1, 51)))
+
+
+async def test_a_table_may_change_as_often_as_a_page_of_it_was_sent_between(no_wait: None) -> None:
+    source, writer = Altered(300, at=2), ScriptedWriter()
+    done = await run(service_of({"a": source}, {"a": writer}, MemoryStore()))
+    assert (done["a"].state, sorted(writer.sent)) == ("complete", list(range(1, 301)))
+    assert source.readers > 2 * drift.MAX_IN_A_ROW
+
+
+def test_the_looks_at_a_changing_table_become_rarer() -> None:
+    changes = drift.Changes()
+    error = SchemaChangedError("changed")
+    waits = [changes.wait_s(error) for _ in range(drift.MAX_IN_A_ROW - 1)]
+    assert waits == [0.0, 0.1, 0.2, 0.4, 0.8, 1.6, 3.2, 5.0, 5.0]
+    changes.settled()
+    assert changes.wait_s(error) == 0.0

@@ -16,6 +16,8 @@ from producer.sources.sql.table import Column, Query, Table
 #: A count as a column.
 COUNT = Column("n", pa.field("n", pa.int64(), nullable=False), "count(*)", "bigint")
 
+_REFUSED_HINT = "leave it out by exclude, or cast it in a view"
+
 
 @dataclass(frozen=True, slots=True)
 class Selection:
@@ -71,7 +73,7 @@ def select(table: Table, stream: StreamConfig) -> Selection:
     columns = tuple(table.column(name) for name in read)
     for column in columns:
         if column.refused:
-            raise ConfigError(f"{what}: column {column.name!r} {column.refused}", hint="leave it out by exclude")
+            raise ConfigError(f"{what}: column {column.name!r} {column.refused}", hint=_REFUSED_HINT)
     for name, _ in order:
         if not table.column(name).sortable:
             raise ConfigError(f"{what}: column {name!r} of type {table.column(name).sql_type} cannot order rows")

@@ -113,7 +113,8 @@ def _scalar(ref: str, info: TypeInfo, decimal: str | None) -> tuple[pa.DataType,
             return _PLAIN[info.name], ref, {}
         if info.name == "numeric":
             arrow = _numeric(info.modifier, decimal)
-            return arrow, ref, {}
+            # The driver's own text has another form of NaN and the infinities.
+            return arrow, f"{ref}::text" if pa.types.is_string(arrow) else ref, {}
         if info.name == "money":
             return _MONEY, f"{ref}::numeric", {}
         if info.name == "oid":
