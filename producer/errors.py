@@ -16,7 +16,7 @@
        ├─ SchemaChangedError     the stream looks at its table again, and goes on where it can
        ├─ EncodeError
        ├─ RecordTooLargeError
-       ├─ CheckpointConflictError
+       ├─ CheckpointConflictError  (CheckpointLostError, OtherQueryError)
        └─ CheckpointCorruptError
 
 Each carries one line for a person (``message``) and, where there is one, the way out (``hint``). Neither may hold
@@ -138,6 +138,10 @@ class RecordTooLargeError(PermanentError):
 
 class CheckpointConflictError(PermanentError):
     """Another runner owns the stream, or the checkpoint was made by another query."""
+
+
+class CheckpointLostError(CheckpointConflictError):
+    """The checkpoint went away while the stream ran, and no other runner has taken it."""
 
 
 class OtherQueryError(CheckpointConflictError):

@@ -127,6 +127,11 @@ def translate(error: BaseException, config: KafkaConfig, *, topic: str = "", doi
     match error:
         case ProducerError():
             return error
+        case ke.KafkaError(__cause__=Exception() as cause) if type(error) is ke.KafkaError:
+            # What ended aiokafka's sender, in a wrapping that says nothing. An error that is not of Kafka is one of
+            # its own states after a break: the next producer begins without it.
+            known = isinstance(cause, ke.KafkaError | OSError | TimeoutError)
+            return translate(cause if known else TimeoutError(), config, topic=topic, doing=doing)
         case ke.TopicAuthorizationFailedError():
             return AuthenticationError(
                 f"{what}: not authorised",
@@ -158,6 +163,11 @@ def translate(error: BaseException, config: KafkaConfig, *, topic: str = "", doi
         case _ if isinstance(error, _FENCED):
             return CheckpointConflictError(
                 f"{what}: a newer runner has taken over", hint="stop one of the two; each stream has one runner"
+            )
+        case ke.InvalidTimestampError():
+            return PermanentError(
+                f"{what}: the broker takes no records of this time",
+                hint="set this machine's clock, or the topic's message.timestamp.before.max.ms and after.max.ms",
             )
         case ke.InvalidTopicError():
             return ConfigError(f"{what}: the topic's name is not valid", hint="letters, digits, '.', '_' and '-' only")

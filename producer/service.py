@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import os
-import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
@@ -272,15 +271,14 @@ class Service:
     @staticmethod
     def _summary(stream: Stream) -> StreamSummary:
         status = stream.status
-        ended = status.finished_at or time.time()
-        seconds = max(1e-9, ended - (status.started_at or ended))
+        seconds = status.seconds
         return StreamSummary(
             stream=status.name,
             rows=status.rows_read,
             acked=status.rows_acked,
             bytes=status.bytes_acked,
-            seconds=seconds if status.started_at else 0.0,
-            rows_per_second=status.rows_acked / seconds if status.started_at else 0.0,
+            seconds=seconds,
+            rows_per_second=status.rows_acked / max(1e-9, seconds),
             position={name: position_to_json(s.checkpoint.position) for name, s in status.named_splits},
             state=status.state,
             error=status.error,

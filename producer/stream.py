@@ -19,6 +19,7 @@ from producer.drift import Changes, differences
 from producer.errors import (
     AuthenticationError,
     CheckpointConflictError,
+    CheckpointLostError,
     OtherQueryError,
     PermanentError,
     ProducerError,
@@ -64,10 +65,19 @@ class StreamStatus:
     retrying: str | None = None
     started_at: float | None = None  # seconds since 1970
     finished_at: float | None = None
+    began_s: float | None = None  # of the clock that only rises, whatever is done to the other one
+    ran_s: float | None = None  # when it has finished
     last_commit_at: float | None = None
     split_lists: dict[str, list[SplitProgress]] = field(default_factory=dict)  # by unit; "" for a whole stream
     elsewhere: Sequence[tuple[str, Checkpoint, str | None]] = ()  # name, last commit and owner: other processes' splits
     shared: bool = False  # the work of several processes: what is in `split_lists` is owned, moving or not
+
+    @property
+    def seconds(self) -> float:
+        """For how long it has run, or ran; 0 where it has not begun."""
+        if self.began_s is None:
+            return 0.0
+        return time.monotonic() - self.began_s if self.ran_s is None else self.ran_s
 
     @property
     def splits(self) -> list[SplitProgress]:
@@ -207,7 +217,7 @@ class Stream:
     async def run(self) -> None:
         """Runs the splits to their end (or until stopped). A ProducerError ends up in `failure`, and is not raised."""
         status = self.status
-        status.started_at = time.time()
+        status.started_at, status.began_s, status.ran_s = time.time(), time.monotonic(), None
         try:
             while True:
                 error = await self._run()
@@ -221,7 +231,7 @@ class Stream:
             self._enter("stopped")
             raise
         finally:
-            status.finished_at = time.time()
+            status.finished_at, status.ran_s = time.time(), time.monotonic() - status.began_s
             self._show_status()
         if error is not None:
             self.fail(error)
@@ -304,7 +314,7 @@ class Stream:
 
     def _stands_by(self, error: CheckpointConflictError) -> bool:
         """Whether the error is that another process runs the stream, and that is what is wanted."""
-        if not self._engine.stands_by or isinstance(error, OtherQueryError):
+        if not self._engine.stands_by or isinstance(error, OtherQueryError | CheckpointLostError):
             return False
         log.info("standing by: another process runs the stream", stream=self.config.name, reason=error.message)
         return True

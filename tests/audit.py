@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import time
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -48,8 +49,16 @@ class TopicAudit:
 
     def end(self) -> int:
         """How many records the topic holds (and markers of transactions); 0 where it is not there."""
+        return sum(self.ends().values())
+
+    def ends(self) -> dict[int, int]:
+        """The end of each partition, as far as the isolation lets look."""
         topic = self._consumer.list_topics(timeout=10).topics.get(self.topic)
-        return sum(self._end_of(partition) for partition in (topic.partitions if topic else ()))
+        return {partition: self._end_of(partition) for partition in (topic.partitions if topic else ())}
+
+    def has_read(self, ends: Mapping[int, int]) -> bool:
+        """Whether everything before `ends` has been read."""
+        return all(self._partitions.get(partition, 0) >= end for partition, end in ends.items())
 
     def _end_of(self, partition: int) -> int:
         try:

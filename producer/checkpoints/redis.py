@@ -26,6 +26,7 @@ from producer.config import Config, RedisCheckpointsConfig
 from producer.errors import (
     CheckpointConflictError,
     CheckpointCorruptError,
+    CheckpointLostError,
     ProducerError,
     StandbyError,
     StoreUnavailableError,
@@ -72,7 +73,9 @@ return {'written', ''}
 """
 _RENEW = """
 local holder = redis.call('GET', KEYS[2])
-if redis.call('GET', KEYS[3]) ~= ARGV[4] or (holder and holder ~= ARGV[1]) then return {'taken', ''} end
+local epoch = redis.call('GET', KEYS[3])
+if (epoch and epoch ~= ARGV[4]) or (holder and holder ~= ARGV[1]) then return {'taken', ''} end
+if not epoch then return {'gone', ''} end
 redis.call('SET', KEYS[2], ARGV[1], 'PX', ARGV[2])
 return {'renewed', ''}
 """
@@ -294,7 +297,7 @@ class RedisCheckpointStore:
                 raise self._foreign(stream, value)
             case "gone":
                 self._claims.pop(stream, None)
-                raise CheckpointConflictError(
+                raise CheckpointLostError(
                     f"the checkpoint of stream {stream!r} went away while it was running: Redis has lost its data",
                     hint="restore it, or start the stream over; appendonly yes keeps data over a restart of Redis",
                 )
