@@ -119,7 +119,7 @@ def configuration(
                     "partitions": 2,
                     "page_size": 100,
                     "max_parallel": 2,
-                    "max_rows_per_s": 2_500,
+                    "max_rows_per_s": 1_200,  # longer than all faults
                 }
             ],
         },
