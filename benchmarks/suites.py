@@ -17,6 +17,7 @@ DEBEZIUM = "Debezium"
 OURS_PLAIN = "ours, no headers"
 LIBRDKAFKA = "librdkafka, ready bytes"
 LIBRDKAFKA_PLAIN = "librdkafka, no headers"
+LIBRDKAFKA_REPORTS = "librdkafka, reports"
 NAIVE = "naive loop"
 COPY = "COPY to nowhere"
 
@@ -52,6 +53,7 @@ def peers(scale: Scale) -> list[Case]:
         case(competitor=COPY, measure=copy_out.measure),
         case(competitor=OURS, measure=ours.measure),
         case(competitor=LIBRDKAFKA, measure=librdkafka.measure),
+        case(competitor=LIBRDKAFKA_REPORTS, measure=librdkafka.measure, reports=True),
         case(competitor=OURS_PLAIN, measure=ours.measure, headers=False),
         case(competitor=LIBRDKAFKA_PLAIN, measure=librdkafka.measure, headers=False),
         case(competitor=NAIVE, measure=naive.measure),

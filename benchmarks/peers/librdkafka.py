@@ -1,8 +1,8 @@
 """Owns the limit of a C client: librdkafka producing the very bytes that we produced, nothing read or encoded.
 
-Keys, values, partitions and headers lie ready in memory as Python objects before the clock starts. No delivery report
-is asked for a record, only for the whole, which is in its favour. Its memory is that of the ready rows and is not
-reported.
+Keys, values, partitions and headers lie ready in memory as Python objects before the clock starts. Without `reports` no
+delivery report is asked for a record, only for the whole, which is in its favour: nobody could keep a checkpoint so.
+With them each record's is, as a checkpoint needs it. Its memory is that of the ready rows and is not reported.
 """
 
 from __future__ import annotations
@@ -26,14 +26,15 @@ Headers = list[tuple[str, str | bytes | None]]
 Row = tuple[bytes, bytes, int, Headers]
 
 
-def measure(servers: Servers, table: Table, *, headers: bool = True) -> Sample:
+def measure(servers: Servers, table: Table, *, headers: bool = True, reports: bool = False) -> Sample:
     path = servers.folder / f"{table.name}-{table.rows}-{'headers' if headers else 'plain'}.rows"
     if not path.exists():
         with servers.topics() as (topic,):
             ours.measure(servers, table, headers=headers, topic=topic)
             _save(servers.bootstrap, topic, table.rows, path)
     with servers.topics() as (topic,):
-        used = run(python("benchmarks.peers.librdkafka", str(path), topic, servers.bootstrap))
+        how = "reports" if reports else "silent"
+        used = run(python("benchmarks.peers.librdkafka", str(path), topic, servers.bootstrap, how))
         told = json.loads(used.stdout)
         produced = Use(told["started_at"], used.ended_at, told["cpu_s"], 0, "")
         found = sample(produced, landed(servers.bootstrap, [topic]), table.rows)
@@ -55,7 +56,14 @@ def _save(bootstrap: str, topic: str, rows: int, path: Path) -> None:
     consumer.close()
 
 
-def produce(path: str, topic: str, bootstrap: str) -> None:
+def produce(path: str, topic: str, bootstrap: str, how: str) -> None:
+    acknowledged = 0
+
+    def reported(error: object, message: object) -> None:
+        nonlocal acknowledged
+        acknowledged += error is None
+
+    report = reported if how == "reports" else None
     rows: list[Row] = []
     with open(path, "rb") as file:
         while file.peek(1):
@@ -78,7 +86,7 @@ def produce(path: str, topic: str, bootstrap: str) -> None:
     for number, (key, value, partition, headers) in enumerate(rows):
         while True:
             try:
-                producer.produce(topic, value, key, partition, headers=headers)
+                producer.produce(topic, value, key, partition, report, headers=headers)
                 break
             except BufferError:
                 producer.poll(0.01)
@@ -86,10 +94,12 @@ def produce(path: str, topic: str, bootstrap: str) -> None:
             producer.poll(0)
     if producer.flush(120):
         sys.exit("not everything was acknowledged")
+    if report is not None and acknowledged != len(rows):
+        sys.exit(f"{acknowledged:,} records were reported instead of {len(rows):,}")
     after = resource.getrusage(resource.RUSAGE_SELF)
     cpu_s = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
     print(json.dumps({"started_at": started_at, "cpu_s": cpu_s}))
 
 
 if __name__ == "__main__":
-    produce(*sys.argv[1:4])
+    produce(*sys.argv[1:5])
