@@ -319,6 +319,7 @@ def _libpq_uri(options: Options) -> str:
         "keepalives_count": "3",
         "application_name": "producer",
         "client_encoding": "UTF8",
+        "gssencmode": "disable",  # else libpq looks for a Kerberos ticket first
     }
     query = urlencode({**limits, **asked}, quote_via=quote_plus)
     return urlunsplit(("postgresql", parts.netloc, parts.path, query, ""))
