@@ -10,7 +10,7 @@ from decimal import Decimal
 from typing import Any
 
 import pyarrow as pa
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from producer.sources.sql import libpq
@@ -119,6 +119,7 @@ def sent(name: str, value: Any) -> bytes | None:
     return bytes(value)
 
 
+@settings(deadline=None, suppress_health_check=list(HealthCheck))
 @given(
     st.lists(st.fixed_dictionaries({name: st.none() | values for name, values in _VALUES.items()}), max_size=20),
     st.integers(1, 7),
@@ -132,12 +133,14 @@ def test_rows_come_out_as_they_were_sent(rows: list[dict[str, Any]], together: i
     assert batch.to_pylist() == rows
 
 
+@settings(deadline=None)
 @given(st.lists(st.binary(max_size=60), max_size=5), st.booleans())
 def test_any_bytes_are_refused_or_read(messages: list[bytes], begun: bool) -> None:
     status, _ = read([_HEADER, *messages] if begun else messages, _COLUMNS)
     assert status in (_ALL, _REFUSED, _BROKEN)
 
 
+@settings(deadline=None)
 @given(st.data())
 def test_a_damaged_row_is_refused_or_read(data: st.DataObject) -> None:
     whole = row([sent(name, data.draw(values)) for name, values in _VALUES.items()])
