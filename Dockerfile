@@ -1,6 +1,6 @@
 # Two stages: the first has a compiler for the C kernel, and what makes the list of contents; the second has only what
-# runs. Everything from the package index is pinned by hash, for the build as well. What of it is tested without a
-# container engine: tests/ops/test_image.py.
+# runs. Everything from the package index is pinned by hash, for the build as well. `make test` tests what it can without
+# a container engine (tests/ops/test_image.py); `make test-image` builds and runs it.
 FROM python:3.13-slim AS build
 # The compiler's version follows the base image's.
 # hadolint ignore=DL3008
@@ -21,7 +21,7 @@ COPY producer ./producer
 RUN /opt/tools/bin/pip wheel --no-deps --no-build-isolation --wheel-dir /dist . \
     && python -m venv --without-pip /opt/producer \
     && /opt/tools/bin/pip --python /opt/producer install --no-deps --no-index --no-compile /dist/*.whl \
-    && /opt/producer/bin/python -I -c "import producer.encoding._kernel, producer.sources.sql._pgcopy" \
+    && /opt/producer/bin/python -IB -c "import producer.encoding._kernel, producer.sources.sql._pgcopy" \
     && /opt/producer/bin/python -I -m compileall -q --invalidation-mode unchecked-hash /opt/producer/lib \
     && /opt/tools/bin/cyclonedx-py environment --pyproject pyproject.toml --output-reproducible \
         --output-file /opt/producer/sbom.cdx.json /opt/producer

@@ -7,7 +7,7 @@ ROWS ?= 1000000
 MESSAGES ?= 100000
 TESTS ?=
 
-.PHONY: setup test lint docs services demo demo-telegram bench requirements clean
+.PHONY: setup test test-cluster test-image lint docs services demo demo-telegram bench requirements clean
 
 setup: .venv/.complete
 
@@ -36,6 +36,16 @@ services: setup
 test: lint services
 	@$(BIN)/python -m pytest $(TESTS); code=$$?; [ $$code -eq 1 ] || exit $$code; \
 	$(BIN)/python -m pytest --last-failed --last-failed-no-failures=none $(TESTS)
+
+# Not part of `test`, since they take minutes the first time. A Kubernetes control plane, built from its Go modules.
+test-cluster: setup
+	$(BIN)/python -m tests.cluster
+	$(BIN)/python -m pytest tests/cluster
+
+# The Dockerfile, built and run by podman, as root on Debian; its base is a stand-in of the same Python.
+test-image: setup services
+	$(BIN)/python -m tests.container
+	$(BIN)/python -m pytest tests/container
 
 demo: setup
 	$(BIN)/producer demo --rows $(ROWS)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 import json
-import shutil
 import subprocess
 from pathlib import Path
 from typing import Any
@@ -18,90 +17,28 @@ from tests.ops.chart import (
     BASE,
     CHART,
     ON_DISK,
+    SHAPES,
     SHARED,
     STANDBY,
+    SWITCHES,
     Document,
     Values,
+    distinct,
     documents,
     merged,
     one,
     pod,
+    render_all,
     run,
     template,
 )
 
 OWN_RESOURCES = {"ServiceMonitor", "PrometheusRule", "ScaledObject"}  # Kubernetes itself knows no schema of them
-SHAPES: dict[str, Values] = {
-    "deployment": {},
-    "on-disk": ON_DISK,
-    "existing-claim": merged(ON_DISK, {"persistence": {"existingClaim": "mine"}}),
-    "shared": SHARED,
-    "keda": merged(SHARED, {"autoscaling": {"type": "keda"}}),
-    "hpa": merged(SHARED, {"autoscaling": {"type": "hpa"}}),
-    "standby": STANDBY,
-    "job": {"workload": "job", "job": {"activeDeadlineSeconds": 3600, "ttlSecondsAfterFinished": 0}},
-    "cronjob": merged(ON_DISK, {"workload": "cronjob"}),
-}
-SWITCHES: tuple[tuple[str, ...], ...] = (
-    ("serviceAccount", "create"),
-    ("podDisruptionBudget", "enabled"),
-    ("networkPolicy", "enabled"),
-    ("serviceMonitor", "enabled"),
-    ("prometheusRule", "enabled"),
-    ("dashboards", "enabled"),
-)
-EVERYTHING: Values = {
-    "image": {"digest": "sha256:" + "0" * 64},
-    "imagePullSecrets": ["registry"],
-    "env": {"ZONE": "a"},
-    "secretEnv": [{"name": "PGPASSWORD", "secret": "shop", "key": "password"}],
-    "secretFiles": ["shop", "kafka.tls"],
-    "secretsRevision": "2",
-    "preStopSeconds": 5,
-    "extraArgs": ["--debug"],
-    "serviceAccount": {"annotations": {"cloud/role": "reader"}},
-    "networkPolicy": {"egress": [{"to": [{"podSelector": {}}]}]},
-    "service": {"annotations": {"a": "b"}},
-    "serviceMonitor": {"enabled": True, "labels": {"release": "prometheus"}},
-    "prometheusRule": {"enabled": True, "labels": {"release": "prometheus"}},
-    "dashboards": {"enabled": True, "annotations": {"grafana_folder": "Kafka"}},
-    "podAnnotations": {"a": "b"},
-    "podLabels": {"team": "data"},
-    "nodeSelector": {"disk": "ssd"},
-    "tolerations": [{"key": "batch", "operator": "Exists"}],
-    "affinity": {"nodeAffinity": {}},
-    "topologySpreadConstraints": [
-        {"topologyKey": "rack", "maxSkew": 1, "whenUnsatisfiable": "DoNotSchedule", "labelSelector": {}}
-    ],
-    "priorityClassName": "high",
-    "extraVolumes": [{"name": "media", "emptyDir": {}}],
-    "extraVolumeMounts": [{"name": "media", "mountPath": "/media"}],
-}
 
 
 @pytest.fixture(scope="module")
 def rendered(helm: str, tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[Document]]:
-    """Every shape with every combination of switches, by name: charts in one parent, so that helm runs once."""
-    cases = {"everything": merged(BASE, EVERYTHING), "everything-job": merged(BASE, EVERYTHING, {"workload": "job"})}
-    for shape, values in SHAPES.items():
-        for chosen in itertools.product((False, True), repeat=len(SWITCHES)):
-            switches: Values = {group: {name: on} for (group, name), on in zip(SWITCHES, chosen, strict=True)}
-            cases[f"{shape}-{''.join(str(int(on)) for on in chosen)}"] = merged(BASE, values, switches)
-    parent = tmp_path_factory.mktemp("parent")
-    shutil.copytree(CHART, parent / "charts" / "streaming-producer")
-    chart = yaml.safe_load((CHART / "Chart.yaml").read_text())
-    names = dict(zip((f"c{number}" for number in range(len(cases))), cases, strict=True))
-    dependencies = [{"name": chart["name"], "version": chart["version"], "alias": alias} for alias in names]
-    about = {"apiVersion": "v2", "name": "all", "version": "0.1.0", "dependencies": dependencies}
-    (parent / "Chart.yaml").write_text(yaml.safe_dump(about))
-    values = {alias: merged(cases[case], {"fullnameOverride": case}) for alias, case in names.items()}
-    done = run(helm, "template", "all", str(parent), "--namespace", "data", values=values)
-    assert done.returncode == 0, done.stderr
-    found: dict[str, list[Document]] = {case: [] for case in cases}
-    for text in done.stdout.split("\n---\n"):
-        alias = text.split("# Source: all/charts/", 1)[1].split("/", 1)[0]
-        found[names[alias]] += documents(text)
-    return found
+    return render_all(helm, tmp_path_factory.mktemp("parent"))
 
 
 def test_every_combination_of_switches_renders_what_is_switched_on(rendered: dict[str, list[Document]]) -> None:
@@ -121,17 +58,8 @@ def test_every_combination_of_switches_renders_what_is_switched_on(rendered: dic
 
 @pytest.mark.parametrize("version", ["1.25", "1.28", "1.31", "1.34", "1.37"])
 def test_kubernetes_knows_every_field(rendered: dict[str, list[Document]], version: str) -> None:
-    distinct: dict[str, Document] = {}
-    for document in itertools.chain.from_iterable(rendered.values()):
-        without_name = {**document, "metadata": {**document["metadata"], "name": "x"}}
-        without_name["metadata"].pop("labels")
-        name = document["metadata"]["labels"]["app.kubernetes.io/name"]
-        text = json.dumps(without_name, sort_keys=True)
-        for told in (f"{document['metadata']['name']}-", document["metadata"]["name"], name):
-            text = text.replace(told, "x")
-        distinct[text] = document
     checked = set()
-    for document in distinct.values():
+    for document in distinct(rendered):
         if document["kind"] not in OWN_RESOURCES:
             kubernetes_validate.validate(document, version, strict=True)
             checked.add(document["kind"])

@@ -1,6 +1,7 @@
 """The image, as far as a machine without a container engine can tell: linters, and the build stage's own steps, run.
 
-The base image, its apt-get, the users and the layers are not built here; `python` is this machine's.
+The base image, its apt-get, the users and the layers are not built here (`make test-image` does); `python` is this
+machine's.
 """
 
 from __future__ import annotations
@@ -131,6 +132,13 @@ def test_the_build_stage_makes_a_program_that_runs(built: Path) -> None:
     kernel = "import producer.encoding._kernel as k; print(k.__file__)"
     done = subprocess.run([built / "bin/python", "-I", "-c", kernel], capture_output=True, text=True, check=True)
     assert done.stdout.startswith(str(built))
+
+
+@pytest.mark.timeout(600)
+def test_no_byte_code_knows_when_it_was_made(built: Path) -> None:
+    """The same input is the same image: each file's flags say that it was made from a hash, and not to look again."""
+    flags = {path.read_bytes()[4:8] for path in built.glob("lib/**/*.pyc")}
+    assert flags == {b"\1\0\0\0"}
 
 
 @pytest.mark.timeout(600)

