@@ -120,22 +120,26 @@ async def _table(service: Service) -> None:
     with Live(console=Console(stderr=True), auto_refresh=False, transient=False) as live:
         try:
             while True:
-                live.update(_drawn(service.streams, rates), refresh=True)
+                live.update(drawn(service.streams, rates), refresh=True)
                 await asyncio.sleep(TABLE_INTERVAL_S)
         finally:
-            live.update(_drawn(service.streams, rates), refresh=True)
+            live.update(drawn(service.streams, rates), refresh=True)
 
 
 _COLOURS = {"running": "cyan", "complete": "green", "failed": "red", "paused": "yellow"}
 
 
-def _drawn(streams: Mapping[str, StreamStatus], rates: dict[str, Rate]) -> Any:
+def drawn(streams: Mapping[str, StreamStatus], rates: dict[str, Rate]) -> Any:
+    """The table of a terminal, at this moment."""
     from rich.table import Table
     from rich.text import Text
 
     table = Table(box=None, pad_edge=False, header_style="bold")
-    for title in ("stream", "state", "rows", "rate", "done", "ETA", "lag"):
-        table.add_column(title, justify="left" if title in ("stream", "state") else "right", no_wrap=True)
+    # Where the terminal is narrow, the names are what is cut off.
+    table.add_column("stream", overflow="ellipsis")
+    table.add_column("state", no_wrap=True)
+    for title in ("rows", "rate", "done", "ETA", "lag"):
+        table.add_column(title, justify="right", no_wrap=True)
     now_s = time.monotonic()
     for name, status in streams.items():
         row = describe(status, rates.setdefault(name, Rate()).saw(now_s, status.rows_acked))

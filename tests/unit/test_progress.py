@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-import pytest
+import io
 
-from producer.progress import Rate, describe, duration, line
+import pytest
+from rich.console import Console
+
+from producer.progress import Rate, describe, drawn, duration, line
 from producer.stream import StreamStatus
 
 
@@ -53,3 +56,13 @@ def test_a_complete_stream_is_100_percent_without_a_rate() -> None:
 )
 def test_durations_have_two_units(seconds: float, text: str) -> None:
     assert duration(seconds) == text
+
+
+def test_on_a_narrow_terminal_it_is_the_names_that_are_cut_off() -> None:
+    console = Console(width=70, file=io.StringIO())
+    status = StreamStatus("a_table_with_a_name_that_is_much_longer_than_usual", "shop", "t", "running", 150, 120)
+    console.print(drawn({status.name: status}, {}))
+    _, shown = console.file.getvalue().splitlines()  # type: ignore[attr-defined]
+    assert shown.startswith("a_table_with_a_name")
+    assert "running" in shown
+    assert "120" in shown
