@@ -119,7 +119,7 @@ class KafkaConfig(Model):
         default=2**20,
         description="the largest request, so the largest record, that the broker takes: bytes, or text such as 64MiB",
     )
-    connect_timeout_s: float = Field(default=5.0, description="for the first answer of a broker")
+    connect_timeout_s: float = Field(default=10.0, description="for the first answer of a broker")
     request_timeout_s: float = Field(default=40.0, description="for one answer of a broker")
     delivery_timeout_s: float = Field(
         default=120.0, description="for the acknowledgement of a page; then its split goes back to its checkpoint"
