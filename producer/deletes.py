@@ -137,7 +137,8 @@ class DeleteSearch:
                 check_crcs=False,
                 max_partition_fetch_bytes=4 * 2**20,
             )
-            await asyncio.wait_for(consumer.start(), _FETCH_TIMEOUT_S)
+            async with asyncio.timeout(_FETCH_TIMEOUT_S):
+                await consumer.start()
             try:
                 places = [TopicPartition(topic, number) for number in range(count)]
                 if places:
@@ -150,7 +151,8 @@ class DeleteSearch:
                             consumer.seek(place, start)
                     await self._consume(consumer, ends)
             finally:
-                await asyncio.wait_for(consumer.stop(), _FETCH_TIMEOUT_S)
+                async with asyncio.timeout(_FETCH_TIMEOUT_S):
+                    await consumer.stop()
         except (KafkaError, OSError) as error:  # TimeoutError is an OSError
             raise translate(error, kafka, topic=topic, doing="read") from None
         await self._do(KeySpool.recorded)

@@ -136,7 +136,8 @@ async def committed_records(options: Mapping[str, Any], topic: str, partition: i
         max_partition_fetch_bytes=4 * 2**20,
     )
     where = TopicPartition(topic, partition)
-    await asyncio.wait_for(consumer.start(), _FETCH_TIMEOUT_S)
+    async with asyncio.timeout(_FETCH_TIMEOUT_S):
+        await consumer.start()
     try:
         consumer.assign([where])
         end = (await consumer.end_offsets([where]))[where]
@@ -149,7 +150,8 @@ async def committed_records(options: Mapping[str, Any], topic: str, partition: i
             elif time.monotonic() > deadline:
                 raise SinkUnavailableError(f"reading topic {topic!r} back: no record for {_FETCH_TIMEOUT_S:.0f} s")
     finally:
-        await asyncio.wait_for(consumer.stop(), _FETCH_TIMEOUT_S)
+        async with asyncio.timeout(_FETCH_TIMEOUT_S):
+            await consumer.stop()
 
 
 # --- processes -----------------------------------------------------------------------------------------------------

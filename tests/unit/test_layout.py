@@ -100,6 +100,13 @@ def test_the_command_line_starts_without_heavy_packages() -> None:
     assert done.stdout.strip() == "[]"
 
 
+@pytest.mark.parametrize("module", MODULES)
+def test_no_cancellation_is_swallowed_by_a_deadline(module: str) -> None:
+    """``asyncio.wait_for`` does before Python 3.12, where the work is done in the same moment; `asyncio.timeout` not."""
+    calls = [node for node in ast.walk(ast.parse(MODULES[module].read_text())) if isinstance(node, ast.Call)]
+    assert not [call.lineno for call in calls if ast.unparse(call.func) == "asyncio.wait_for"]
+
+
 def _committed() -> list[Path]:
     """What is, or is about to be, under version control; in an unpacked archive all that is not hidden."""
     listed = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True, check=False)

@@ -25,7 +25,10 @@ async def in_thread(
     running = loop.run_in_executor(executor, work)
     running.add_done_callback(lambda future: future.cancelled() or future.exception())  # never "not retrieved"
     try:
-        return await asyncio.wait_for(asyncio.shield(running), deadline_s)
+        # Not `wait_for`: before Python 3.12 it swallows a cancellation that comes in the moment when the work is done,
+        # and whoever cancelled waits for ever.
+        async with asyncio.timeout(deadline_s):
+            return await asyncio.shield(running)
     except (TimeoutError, asyncio.CancelledError):
         if not running.done():
             if stop is not None:
