@@ -22,6 +22,7 @@ from typing import Any
 
 import psutil
 import pytest
+from packaging.requirements import Requirement
 
 from producer.embedded import free_port
 from tests.faults.killing import write_config
@@ -71,12 +72,34 @@ def test_everything_is_pinned_by_hash_and_no_index_is_named(name: str) -> None:
     assert "--index" not in text
 
 
-def test_every_dependency_of_the_package_is_pinned() -> None:
+def pinned(name: str) -> dict[str, set[str]]:
+    """The versions of each distribution in a lock file; more than one where they differ by platform or Python."""
+    found: dict[str, set[str]] = {}
+    for distribution, version in re.findall(
+        r"^([\w.-]+)(?:\[[\w,]+\])?==([\w.!+]+)", (ROOT / name).read_text(), re.MULTILINE
+    ):
+        found.setdefault(normalized(distribution), set()).add(version)
+    return found
+
+
+@pytest.mark.parametrize(
+    ("name", "extras"),
+    [("requirements.txt", ("mysql", "duckdb")), ("requirements-dev.txt", ("dev", "docs", "test", "bench", "otel"))],
+)
+def test_what_is_pinned_is_what_the_package_asks_for(name: str, extras: tuple[str, ...]) -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    wanted = [*project["dependencies"], *(d for e in ("mysql", "duckdb") for d in project["optional-dependencies"][e])]
-    pinned = set(re.findall(r"^([\w.-]+)==", (ROOT / "requirements.txt").read_text(), re.MULTILINE))
-    names = {normalized(re.split(r"[\[<>=!~; ]", requirement)[0]) for requirement in wanted}
-    assert names <= {normalized(name) for name in pinned}
+    optional = project["optional-dependencies"]
+    wanted = [*project["dependencies"], *(each for extra in extras for each in optional[extra])]
+    locked = pinned(name)
+    for requirement in map(Requirement, wanted):
+        if normalized(requirement.name) != project["name"]:
+            versions = locked[normalized(requirement.name)]
+            assert all(requirement.specifier.contains(version, prereleases=True) for version in versions), requirement
+
+
+def test_what_is_tested_is_what_is_shipped() -> None:
+    shipped, tested = pinned("requirements.txt"), pinned("requirements-dev.txt")
+    assert {name: versions for name, versions in shipped.items() if tested.get(name) != versions} == {}
 
 
 def copied() -> list[tuple[list[str], str]]:

@@ -102,7 +102,7 @@ def test_the_command_line_starts_without_heavy_packages() -> None:
 
 @pytest.mark.parametrize("module", MODULES)
 def test_no_cancellation_is_swallowed_by_a_deadline(module: str) -> None:
-    """``asyncio.wait_for`` does before Python 3.12, where the work is done in the same moment; `asyncio.timeout` not."""
+    """``asyncio.wait_for`` does before Python 3.12, where the work is done in that moment; `asyncio.timeout` not."""
     calls = [node for node in ast.walk(ast.parse(MODULES[module].read_text())) if isinstance(node, ast.Call)]
     assert not [call.lineno for call in calls if ast.unparse(call.func) == "asyncio.wait_for"]
 
