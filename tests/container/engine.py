@@ -44,13 +44,13 @@ class Engine:
 
     def build(self, tag: str) -> None:
         """The Dockerfile, from nothing; all files as of one moment, so that what differs does not differ by that."""
-        command = [
+        done = self._run(
             *("buildah", "bud", "--quiet", "--no-cache", "--timestamp", "315532800", "--format", "docker"),
             *("--isolation", "chroot", "--network", "host", "--pull-never", "--tag", tag),
             *(word for volume in self._downloads() for word in ("--volume", volume)),
             str(ROOT),
-        ]
-        done = subprocess.run(command, env=self._environment, capture_output=True, text=True, check=False)
+            timeout_s=900,
+        )
         assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
 
     def _downloads(self) -> list[str]:
@@ -75,6 +75,16 @@ class Engine:
         return done.stdout
 
     def tried(self, *arguments: str) -> subprocess.CompletedProcess[str]:
-        """podman, however it ends; it has no part in this machine's mounts."""
-        command = ["unshare", "--mount", "sh", "-c", _ONE_HIERARCHY, "sh", "podman", *arguments]
-        return subprocess.run(command, env=self._environment, capture_output=True, text=True, check=False, timeout=300)
+        """podman, however it ends."""
+        return self._run("podman", *arguments, timeout_s=300)
+
+    def _run(self, *command: str, timeout_s: float) -> subprocess.CompletedProcess[str]:
+        """With mounts of its own: what is mounted for the store is gone with the command."""
+        return subprocess.run(
+            ["unshare", "--mount", "sh", "-c", _ONE_HIERARCHY, "sh", *command],
+            env=self._environment,
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=timeout_s,
+        )
