@@ -24,10 +24,12 @@ C = TypeVar("C", bound=Lendable)
 
 
 class Pool(Generic[C]):
-    """Idle connections, and new ones by `connect`; `errors` are those of the driver. Safe to use from any thread."""
+    """Idle connections, `keep` of them at most, and new ones by `connect`; `errors` are those of the driver. Safe to
+    use from any thread."""
 
-    def __init__(self, connect: Callable[[], C], errors: type[Exception]) -> None:
+    def __init__(self, connect: Callable[[], C], errors: type[Exception], *, keep: int) -> None:
         self._connect = connect
+        self._keep = keep
         self.errors = errors
         self._idle: list[C] = []
         self._lock = threading.Lock()
@@ -43,7 +45,7 @@ class Pool(Generic[C]):
     def give(self, connection: C) -> None:
         """Takes a connection back that is fit for use."""
         with self._lock:
-            if not self._closed:
+            if not self._closed and len(self._idle) < self._keep:
                 self._idle.append(connection)
                 return
         self.quietly_close(connection)

@@ -50,6 +50,8 @@ T = TypeVar("T")
 
 _SAMPLE_ROWS = 20_000
 _SAMPLE_FROM_ROWS = 200_000  # below this many rows all keys are looked at
+#: Idle connections that are kept: of those that read pages, as many as there may be.
+_KEPT, _KEPT_ASIDE = 512, 2
 
 
 class PostgresDatabase:
@@ -63,9 +65,11 @@ class PostgresDatabase:
         self._options = options
         self._executor = executor
         uri = _libpq_uri(options)
-        self._pool = Pool(connector(lambda: adbc_driver_postgresql.connect(uri)), Error)
         found = libpq.load()
-        self._copies = None if found is None else Pool(lambda: CopyConnection(found, uri), LibpqError)
+        self._copies = None if found is None else Pool(lambda: CopyConnection(found, uri), LibpqError, keep=_KEPT)
+        # Where pages are read by COPY, the driver's connections are for what is asked now and then.
+        keep = _KEPT if found is None else _KEPT_ASIDE
+        self._pool = Pool(connector(lambda: adbc_driver_postgresql.connect(uri)), Error, keep=keep)
         self._meta = self.session()
         self._seed = random.getrandbits(62)
 
