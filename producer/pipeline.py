@@ -276,8 +276,14 @@ async def _move(
     sizer = PageSizer(io.limits, float(io.row_bytes or 0))
     ahead: asyncio.Queue[tuple[Page, Reservation] | None] = asyncio.Queue(maxsize=1)
     fetching = asyncio.create_task(_fetch(io, reader, progress, sizer, ahead, held))
+
+    def wake(_: asyncio.Task[None]) -> None:
+        if not ahead.full():
+            ahead.put_nowait(None)
+
+    fetching.add_done_callback(wake)
     try:
-        while (item := await _next(ahead, fetching)) is not None:
+        while not (fetching.done() and ahead.empty()) and (item := await ahead.get()) is not None:
             page, reservation = item
             started = time.perf_counter()
             prepared = await io.run_in_thread(partial(io.writer.prepare, page))
@@ -297,7 +303,9 @@ async def _move(
                     _Acknowledged(io, window, sequence, failure, reservation, waiting, sent, page.rows, prepared.bytes)
                 )
             del page, prepared, item
-        await io.commits.drained(window)
+        await asyncio.wait({fetching})
+        if not _is_passing(fetching.exception()):
+            await io.commits.drained(window)
         await fetching
     finally:
         fetching.cancel()
@@ -309,23 +317,14 @@ def follows(io: StreamIO, progress: SplitProgress) -> bool:
     return io.follow and progress.checkpoint.split.is_open
 
 
+def _is_passing(error: BaseException | None) -> bool:
+    """Whether the attempt ends at once, since the next one may get further. What was read before an error that lasts
+    is sent and committed."""
+    return error is not None and (isinstance(error, TransientError) or not isinstance(error, ProducerError))
+
+
 def _is_tail(io: StreamIO, progress: SplitProgress) -> bool:
     return follows(io, progress) and progress.checkpoint.split.upper is None
-
-
-async def _next(
-    ahead: asyncio.Queue[tuple[Page, Reservation] | None], fetching: asyncio.Task[None]
-) -> tuple[Page, Reservation] | None:
-    """The next page, or None at the end; raises what ended the fetching."""
-    getting = asyncio.create_task(ahead.get())
-    try:
-        await asyncio.wait({getting, fetching}, return_when=asyncio.FIRST_COMPLETED)
-        if getting.done():
-            return getting.result()
-        await fetching
-        return await getting
-    finally:
-        getting.cancel()
 
 
 async def _fetch(
@@ -336,8 +335,7 @@ async def _fetch(
     ahead: asyncio.Queue[tuple[Page, Reservation] | None],
     held: set[Reservation],
 ) -> None:
-    """Reads page after page into `ahead`, and None at the end, on stop, and before an error that lasts: what was read
-    before that is sent and committed."""
+    """Reads page after page into `ahead`, to the end or until the stop."""
     position: Position | None = progress.checkpoint.position
     detail = progress.checkpoint.detail
     if isinstance(reader, RememberingReader):
@@ -365,9 +363,6 @@ async def _fetch(
         except TransientError as error:
             io.pressure.failed(error)
             raise
-        except ProducerError:
-            await ahead.put(None)
-            raise
         page = replace(page, after=position if position is not None else progress.checkpoint.split.lower)
         io.observe_fetch(time.perf_counter() - started, page.rows)
         sizer.saw(page.rows, page.batch.nbytes)
@@ -392,7 +387,6 @@ async def _fetch(
         elif page.last:
             await wait_for_any(io.wake, io.stop, timeout_s=idle_s)
             idle_s = min(idle_s * 1.5, io.poll_interval_s * MAX_POLL_INTERVAL_FACTOR)
-    await ahead.put(None)
 
 
 async def wait_for_any(*events: asyncio.Event, timeout_s: float | None = None) -> None:

@@ -14,6 +14,7 @@ from collections import defaultdict
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from operator import itemgetter
 from typing import Any, Protocol, TypedDict, Unpack
 
 import pyarrow as pa
@@ -311,12 +312,12 @@ class KafkaWriter:
 
     async def _deliver(self, connection: Connection, prepared: PreparedBatches) -> None:
         letters = prepared.dead_letters
-        sends = [connection.send(self._topic.name, p, batches) for p, batches in prepared.batches.items()]
+        topics = [(self._topic.name, prepared.batches)]
         if letters is not None:
-            sends += [connection.send(letters.topic, p, batches) for p, batches in letters.batches.items()]
+            topics.append((letters.topic, letters.batches))
         try:
             async with connection.deadline():
-                await asyncio.gather(*sends)
+                await connection.send(topics)
         except Exception as error:  # translated, whatever it is: the caller knows only our errors
             raise connection.fail(error) from None
         if letters is not None and self.dead_lettered is not None:
@@ -341,8 +342,7 @@ class Connection:
         self.producer = producer
         self._config = config
         self._topic = topic
-        # A fair one for each topic and partition.
-        self._turns: defaultdict[tuple[str, int], asyncio.Lock] = defaultdict(asyncio.Lock)
+        self._turn = asyncio.Lock()  # a fair one
         self._deadlines: set[asyncio.Timeout] = set()
         self._error: ProducerError | None = None
         self._closing: asyncio.Task[None] | None = None
@@ -374,12 +374,21 @@ class Connection:
             finally:
                 self._deadlines.discard(scope)
 
-    async def send(self, topic: str, partition: int, batches: Sequence[FinishedBatch]) -> None:
-        """Queues the batches in order, side by side with other partitions', and waits for their acknowledgement."""
-        acknowledged = []
-        async with self._turns[topic, partition]:
-            for batch in batches:
-                acknowledged.append(await self._enqueue(topic, partition, batch))
+    async def send(self, topics: Sequence[tuple[str, Mapping[int, Sequence[FinishedBatch]]]]) -> None:
+        """Queues a page's batches behind those of the page before, each partition's in order, and waits for their
+        acknowledgement.
+
+        The first ones of all partitions come first: they fit into one request, and the second ones wait for it.
+        """
+        ordered = [
+            (place, topic, partition, batch)
+            for topic, partitions in topics
+            for partition, batches in partitions.items()
+            for place, batch in enumerate(batches)
+        ]
+        ordered.sort(key=itemgetter(0))
+        async with self._turn:
+            acknowledged = [await self._enqueue(topic, partition, batch) for _, topic, partition, batch in ordered]
         await asyncio.gather(*acknowledged)
 
     async def _enqueue(self, topic: str, partition: int, batch: FinishedBatch) -> asyncio.Future[Any]:
