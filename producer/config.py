@@ -28,7 +28,7 @@ from producer.configcheck import Contradictions, explain, nearest
 from producer.configtext import ConfigText, KeyPath, dotted, kind_of, read_config_text
 from producer.errors import ConfigError
 from producer.model import Mode, Traversal
-from producer.sources import SOURCES
+from producer.sources import ONE_SESSION, SOURCES
 
 _SIZE = re.compile(r"(?P<number>\d+(?:\.\d+)?)\s*(?P<unit>[A-Za-z]*)")
 _UNITS = {
@@ -509,6 +509,13 @@ class Config(Model):
                 yield (
                     (*where, "deletes"),
                     f"streams[{index}].deletes cannot be used where work is shared (coordination kafka)",
+                )
+        for name in dict.fromkeys(stream.source for stream in self.streams):
+            if self.coordination == "kafka" and getattr(self.sources.get(name), "type", "") in ONE_SESSION:
+                yield (
+                    ("coordination",),
+                    f"coordination kafka would use the session of sources.{name} from several processes at once, and "
+                    "Telegram ends such a session for good; use coordination redis: one works, the others stand by",
                 )
         if self.coordination != "none" and self.checkpoints.type != self.coordination:
             yield (

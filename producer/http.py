@@ -2,7 +2,7 @@
 
 The pages and the OpenAPI document are files in ``producer/web``. Who may change something: see `_refuse_change`.
 ``/livez`` says only that the event loop turns: it never depends on Kafka or a source, or a broken broker would get
-every producer restarted. ``/readyz`` is 200 when every stream has been started, and says why otherwise.
+every producer restarted. ``/readyz`` is 200 when every stream has been started or stands by, and says why otherwise.
 """
 
 from __future__ import annotations
@@ -101,8 +101,9 @@ def _application(metrics: Metrics, service: Service, redact: Redact, token: Secr
         return web.Response(text="ok\n")
 
     async def readyz(_: web.Request) -> web.Response:
-        states = {name: status.state for name, status in service.streams.items()}
-        waiting = [name for name, state in states.items() if state == "starting"]
+        found = service.streams
+        states = {name: status.state for name, status in found.items()}
+        waiting = [name for name, status in found.items() if status.state == "starting" and not status.stands_by]
         answer = {"ready": bool(states) and not waiting, "streams": states}
         return web.json_response(answer, status=200 if answer["ready"] else 503)
 

@@ -16,8 +16,8 @@ from producer.config import Config, StreamConfig
 from producer.errors import ConfigError, ProducerError
 from producer.model import Dataset, Json
 from producer.protocols import CheckpointStore, LendingStore, PageWriter, Source
-from producer.sources import SOURCES
-from producer.unit import OpenSearch, OpenWriter
+from producer.sources import ONE_SESSION, SOURCES
+from producer.unit import OpenSearch, OpenSource, OpenWriter, opened
 
 if TYPE_CHECKING:
     from producer.deletes import DeleteSearch
@@ -42,6 +42,7 @@ class Parts:
     store: CheckpointStore
     open_writer: OpenWriter
     open_search: OpenSearch | None = None
+    open_source: OpenSource = opened
     clients: Sequence[Any] = ()  # what else is to be closed, after the sources and before the store
 
 
@@ -122,10 +123,13 @@ async def open_parts(config: Config, run_id: str) -> Parts:
     store = make_store(config)
     registry = make_registry(config)
     everything: list[Any] = [sink, store, *sources.values(), *([registry] if registry else [])]
+    for_one = {name for name in sources if config.sources[name].type in ONE_SESSION and config.coordination == "redis"}
+    opening = asyncio.Lock()
     try:
         async with asyncio.TaskGroup() as group:
             for part in everything:
-                group.create_task(part.start())
+                if part not in [sources[name] for name in for_one]:
+                    group.create_task(part.start())
     except BaseException as error:
         for part in everything:
             with contextlib.suppress(ProducerError):
@@ -133,6 +137,13 @@ async def open_parts(config: Config, run_id: str) -> Parts:
         if isinstance(error, BaseExceptionGroup):
             raise error.exceptions[0] from None
         raise
+
+    async def open_source(name: str) -> None:
+        async with opening:
+            if name in for_one:
+                await store.claim(f"source {config.app}.{name}")
+                await sources[name].start()
+                for_one.discard(name)
 
     async def open_writer(
         stream: StreamConfig, dataset: Dataset, unit: str, dead_lettered: Callable[[str], None]
@@ -147,7 +158,7 @@ async def open_parts(config: Config, run_id: str) -> Parts:
 
         return DeleteSearch(config, stream, sources[stream.source], dataset)
 
-    return Parts(sources, store, open_writer, open_search, [sink, *([registry] if registry else [])])
+    return Parts(sources, store, open_writer, open_search, open_source, [sink, *([registry] if registry else [])])
 
 
 async def open_kafka_writer(

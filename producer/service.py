@@ -128,6 +128,7 @@ class Service:
         engine = Engine(
             store=parts.store,
             open_writer=parts.open_writer,
+            open_source=parts.open_source,
             budget=ByteBudget(config.kafka.max_inflight_bytes),
             executor=executor,
             stop=stop,

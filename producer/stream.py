@@ -26,6 +26,7 @@ from producer.errors import (
     RateLimitedError,
     SchemaChangedError,
     SourceUnavailableError,
+    StandbyError,
     StoreUnavailableError,
     TransientError,
     unexpected,
@@ -63,6 +64,7 @@ class StreamStatus:
     error: str | None = None
     hint: str | None = None
     retrying: str | None = None
+    stands_by: bool = False  # another process runs it, and this one waits to take it over
     started_at: float | None = None  # seconds since 1970
     finished_at: float | None = None
     began_s: float | None = None  # of the clock that only rises, whatever is done to the other one
@@ -177,6 +179,7 @@ class Stream:
         if self.started:
             return
         engine, config = self._engine, self.config
+        await engine.open_source(config.source)
         dataset = await self._source.describe(config)
         if self._writer is None:
             self._writer = await engine.open_writer(config, dataset, config.name, self.dead_lettered)
@@ -316,6 +319,7 @@ class Stream:
         """Whether the error is that another process runs the stream, and that is what is wanted."""
         if not self._engine.stands_by or isinstance(error, OtherQueryError | CheckpointLostError):
             return False
+        self.status.stands_by = True
         log.info("standing by: another process runs the stream", stream=self.config.name, reason=error.message)
         return True
 
@@ -353,6 +357,7 @@ class Stream:
 
     def _enter(self, state: StateName) -> None:
         self.status.state = state
+        self.status.stands_by &= state == "starting"
         self._metrics.state(state)
 
     def fetched(self, seconds: float, rows: int) -> None:
@@ -417,6 +422,7 @@ class Stream:
 
     def retried(self, error: TransientError, wait_s: float) -> None:
         self.status.retrying = error.message
+        self.status.stands_by = isinstance(error, StandbyError)
         self._metrics.retried(type(error).__name__)
         if isinstance(error, RateLimitedError):
             self._metrics.rate_limit_wait_seconds.inc(wait_s)

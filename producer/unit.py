@@ -59,6 +59,14 @@ class Search(Protocol):
     async def close(self) -> None: ...
 
 
+#: Starts a source by its name, once; StandbyError where it is for one process at a time, and another one has it.
+OpenSource = Callable[[str], Awaitable[None]]
+
+
+async def opened(name: str) -> None:
+    """The sources have been started before."""
+
+
 #: Makes the search for deleted rows of a stream.
 OpenSearch = Callable[[StreamConfig, Dataset], Search]
 
@@ -77,6 +85,7 @@ class Engine:
     stands_by: bool = False  # a stream that another process runs is waited for
     trace: Trace = untraced
     open_search: OpenSearch | None = None
+    open_source: OpenSource = opened  # awaited before a stream uses its source
     exactly_once: bool = False  # the writers are TransactionalWriters, the store can lend its transactional ids
 
 

@@ -12,17 +12,18 @@ from typing import TYPE_CHECKING, Any
 from producer.commands import options
 
 if TYPE_CHECKING:
+    from producer.config import StreamConfig
     from producer.verify import Counts, Verified
 
 _INTERVAL_S = 0.5
 
 
 def add_parser(subparsers: Any) -> None:
-    text = "read a stream's topic back and compare it with the source"
+    text = "read streams' topics back and compare them with the source"
     parser = subparsers.add_parser("verify", help=text, description=f"{text}. Exit code 0: they agree; 1: they do not.")
     options.add_config(parser)
-    parser.add_argument("stream", metavar="STREAM")
-    options.add_json(parser)
+    parser.add_argument("streams", metavar="STREAM", nargs="*", help="default: all streams, one after another")
+    options.add_json(parser, "a line of JSON for each stream on stdout")
     parser.add_argument("--progress", action="store_true", help="show progress also where stderr is no terminal")
     parser.set_defaults(run=run)
 
@@ -33,9 +34,9 @@ def run(args: argparse.Namespace) -> int:
 
     arrow_without_pandas()
     config = options.load(args)
-    stream = options.stream_named(config, args.stream)
+    streams = [options.stream_named(config, name) for name in args.streams] or config.streams
 
-    async def work() -> Verified:
+    async def work(stream: StreamConfig) -> Verified:
         counts = Counts()
         shown = asyncio.create_task(_show(counts)) if args.progress or sys.stderr.isatty() else None
         try:
@@ -45,12 +46,15 @@ def run(args: argparse.Namespace) -> int:
                 shown.cancel()
                 _line("\r\x1b[K" if sys.stderr.isatty() else "")
 
-    found = asyncio.run(work())
-    if args.json:
-        options.say_json(found.to_json())
-    else:
-        _tell(found)
-    return 0 if found.comparison.agrees else 1
+    agree = True
+    for stream in streams:
+        found = asyncio.run(work(stream))
+        agree &= found.comparison.agrees
+        if args.json:
+            options.say_json(found.to_json())
+        else:
+            _tell(found)
+    return 0 if agree else 1
 
 
 async def _show(counts: Counts) -> None:

@@ -11,3 +11,6 @@ SOURCES: dict[str, tuple[str, str, str]] = {
     "telegram": ("producer.sources.telegram", "TelegramSource", "TelegramConfig"),
     "iptvportal": ("producer.sources.iptvportal", "IptvPortalSource", "IptvPortalConfig"),
 }
+
+#: Types whose session one process may use at a time: a second one must not even connect.
+ONE_SESSION = frozenset({"telegram"})

@@ -3,22 +3,31 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
+import re
 import signal
 import sqlite3
 import subprocess
 import sys
-from collections.abc import Iterator
+import time
+import urllib.request
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
+from producer.sources.telegram import record
 from producer.unit import WINDOW_PAGES
+from tests.audit import TopicAudit
 from tests.faults.killing import finish, start, state_of, write_config
+from tests.mtproto import World, made_chat
+from tests.mtproto.running import serving
 
 ROWS = 20_000
 PAGE = 500
 LOCK_S = 1.0
+MESSAGE_KEY = record.avro_schema(record.KEY, record="MessageKey")
 
 
 @pytest.fixture
@@ -122,3 +131,54 @@ def test_a_holder_that_wakes_late_commits_nothing_more(
     (summary,) = finish(second)
     assert summary["state"] == "complete"
     assert _verified(config)["source_rows"] == ROWS
+
+
+def test_who_stands_by_leaves_a_telegram_session_alone_until_it_takes_over(
+    tmp_path: Path, kafka_bootstrap: str, redis_url: str, unique: str
+) -> None:
+    with serving(World([made_chat(1001, 3000, username="demo", title="Demo")])) as server:
+        account = {"type": "telegram", "api_id": 1, "api_hash": "none", "session": server.session(), "min_delay_s": 0}
+        config = write_config(
+            tmp_path,
+            {
+                "app": unique,
+                "kafka": {"bootstrap_servers": kafka_bootstrap},
+                "checkpoints": {"type": "redis", "url": redis_url, "prefix": f"{unique}:", "lock_timeout_s": LOCK_S},
+                "coordination": "redis",
+                "http": {"port": 0},
+                "sources": {"account": account},
+                "streams": [
+                    {"name": name, "source": "account", "chat": "@demo", "topic": f"{unique}.{name}", "mode": "tail"}
+                    for name in ("one", "two")
+                ],
+            },
+        )
+        with contextlib.closing(TopicAudit(kafka_bootstrap, f"{unique}.one", MESSAGE_KEY)) as audit:
+            first = start(config)
+            second = None
+            try:
+                _wait_for(lambda: audit.end() >= 3000)
+                connections = server.connections
+                second = start(config)
+                assert second.stderr is not None
+                told = ""
+                while "another worker" not in told:
+                    told += second.stderr.readline()
+                (address,) = re.findall(r"http://[\d.:]+", told)
+                with urllib.request.urlopen(f"{address}/readyz", timeout=10) as answer:
+                    assert answer.status == 200
+                time.sleep(LOCK_S)
+                assert server.connections == connections
+                first.kill()
+                _wait_for(lambda: server.connections > connections)
+            finally:
+                for process in filter(None, (first, second)):
+                    process.kill()
+                    process.communicate()
+
+
+def _wait_for(happened: Callable[[], bool], deadline_s: float = 60) -> None:
+    until = time.monotonic() + deadline_s
+    while not happened():
+        assert time.monotonic() < until, "it did not happen"
+        time.sleep(0.05)

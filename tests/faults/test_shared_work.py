@@ -16,8 +16,9 @@ import pytest
 
 from producer.coordination.membership import SESSION_TIMEOUT_MS
 from tests.audit import TopicAudit
-from tests.faults.killing import finish, start, write_config
+from tests.faults.killing import finish, start
 from tests.faults.test_kill import KEY_SCHEMA, postgres_table
+from tests.faults.workers import shared_configuration
 
 ROWS = 300_000
 UNITS = 6
@@ -26,32 +27,6 @@ UNITS = 6
 @pytest.fixture(scope="module")
 def table(postgres_dsn: str) -> str:
     return postgres_table(postgres_dsn)
-
-
-def configuration(folder: Path, bootstrap: str, table: str, name: str, *, delivery: str, rate: int) -> Path:
-    return write_config(
-        folder,
-        {
-            "app": name,
-            "kafka": {"bootstrap_servers": bootstrap, "state_partitions": UNITS},
-            "checkpoints": {"type": "kafka"},
-            "coordination": "kafka",
-            "delivery": delivery,
-            "http": {"port": 0},
-            "sources": {"shop": {"type": "sql", "url": table}},
-            "streams": [
-                {
-                    "source": "shop",
-                    "table": "events",
-                    "topic": name,
-                    "partitions": 4,
-                    "page_size": 1000,
-                    "max_parallel": UNITS,
-                    "max_rows_per_s": rate,
-                }
-            ],
-        },
-    )
 
 
 def wait_for(audit: TopicAudit, records: int, workers: list[subprocess.Popen[str]], deadline_s: float = 90) -> None:
@@ -75,7 +50,9 @@ def end_all(workers: list[subprocess.Popen[str]]) -> None:
 def test_workers_killed_at_random_leave_every_row_on_the_topic(
     delivery: str, table: str, kafka_bootstrap: str, unique: str, tmp_path: Path
 ) -> None:
-    config = configuration(tmp_path, kafka_bootstrap, table, unique, delivery=delivery, rate=8_000)
+    config = shared_configuration(
+        tmp_path, kafka_bootstrap, table, unique, delivery=delivery, rows_per_s=8_000, units=UNITS
+    )
     exactly_once = delivery == "exactly_once"
     audit = TopicAudit(
         kafka_bootstrap, unique, KEY_SCHEMA, isolation="read_committed" if exactly_once else "read_uncommitted"
@@ -107,7 +84,9 @@ def test_workers_killed_at_random_leave_every_row_on_the_topic(
 def test_an_owner_that_hangs_is_replaced_and_writes_nothing_when_it_wakes(
     table: str, kafka_bootstrap: str, unique: str, tmp_path: Path
 ) -> None:
-    config = configuration(tmp_path, kafka_bootstrap, table, unique, delivery="exactly_once", rate=15_000)
+    config = shared_configuration(
+        tmp_path, kafka_bootstrap, table, unique, delivery="exactly_once", rows_per_s=15_000, units=UNITS
+    )
     audit = TopicAudit(kafka_bootstrap, unique, KEY_SCHEMA, isolation="read_committed")
     workers = [start(config, "--once") for _ in range(2)]
     try:
@@ -132,7 +111,9 @@ def test_an_owner_that_hangs_is_replaced_and_writes_nothing_when_it_wakes(
 def test_work_moves_to_a_worker_that_joins_and_back_from_one_that_dies_within_ten_seconds(
     table: str, kafka_bootstrap: str, unique: str, tmp_path: Path
 ) -> None:
-    config = configuration(tmp_path, kafka_bootstrap, table, unique, delivery="at_least_once", rate=3_000)
+    config = shared_configuration(
+        tmp_path, kafka_bootstrap, table, unique, delivery="at_least_once", rows_per_s=3_000, units=UNITS
+    )
     audit = TopicAudit(kafka_bootstrap, unique, KEY_SCHEMA)
     workers = [start(config)]
     try:
@@ -165,7 +146,9 @@ def test_work_moves_to_a_worker_that_joins_and_back_from_one_that_dies_within_te
 def test_two_processes_that_start_at_once_make_one_plan(
     table: str, kafka_bootstrap: str, unique: str, tmp_path: Path
 ) -> None:
-    config = configuration(tmp_path, kafka_bootstrap, table, unique, delivery="exactly_once", rate=1_000_000)
+    config = shared_configuration(
+        tmp_path, kafka_bootstrap, table, unique, delivery="exactly_once", rows_per_s=1_000_000, units=UNITS
+    )
     audit = TopicAudit(kafka_bootstrap, unique, KEY_SCHEMA, isolation="read_committed")
     workers = [start(config, "--once") for _ in range(3)]
     try:
@@ -186,7 +169,9 @@ def test_two_processes_that_start_at_once_make_one_plan(
 def test_shared_work_is_seen_as_one_stream_by_the_commands_and_verified(
     table: str, kafka_bootstrap: str, unique: str, tmp_path: Path
 ) -> None:
-    config = configuration(tmp_path, kafka_bootstrap, table, unique, delivery="exactly_once", rate=1_000_000)
+    config = shared_configuration(
+        tmp_path, kafka_bootstrap, table, unique, delivery="exactly_once", rows_per_s=1_000_000, units=UNITS
+    )
     finish(start(config, "--once"))
 
     def producer(*arguments: str) -> Any:

@@ -118,7 +118,10 @@ async def read_topic(
     try:
         async with asyncio.timeout(timeout_s):
             await consumer._client.set_topics([topic])
-            parts = [TopicPartition(topic, p) for p in consumer.partitions_for_topic(topic) or ()]
+            while not (numbers := consumer.partitions_for_topic(topic)):  # the broker may not know a new topic yet
+                await asyncio.sleep(0.1)
+                await consumer._client.force_metadata_update()
+            parts = [TopicPartition(topic, p) for p in numbers]
             consumer.assign(parts)
             await consumer.seek_to_beginning()
             watermarks.assign(parts)

@@ -7,6 +7,7 @@ import asyncio
 import contextlib
 import io
 import json
+import threading
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -268,3 +269,31 @@ async def test_a_column_that_is_not_read_may_come_and_go(
     assert drifting.done[0].error is None
     values = await drifting.values()
     assert json.dumps(values) == json.dumps([{"id": 1, "a": "one"}, {"id": 2, "a": "two"}])
+
+
+@pytest.mark.parametrize("bank", ["postgres"], indirect=True)
+async def test_a_table_that_changes_all_the_time_neither_holds_the_stream_for_ever_nor_loses_rows(
+    bank: Databank, registry: str | None, kafka_bootstrap: str, unique: str, tmp_path: Path
+) -> None:
+    drifting = stream_of(bank, registry, kafka_bootstrap, unique, tmp_path, page_size=50)
+    rows = [(n, "one", n) for n in range(1, 2001)]
+    drifting.insert(*rows)
+    quiet = threading.Event()
+
+    def change() -> None:
+        for _ in range(1500):  # a dropped column counts towards the 1,600 that a table may have
+            if quiet.is_set():
+                return
+            bank.run("alter table t add column more text")
+            bank.run("alter table t drop column more")
+
+    changing = asyncio.create_task(asyncio.to_thread(change))
+    try:
+        async with asyncio.timeout(60):
+            with contextlib.suppress(SchemaIncompatibleError):
+                await drifting.run()
+    finally:
+        quiet.set()
+        await changing
+    assert (await drifting.run()).state == "complete"
+    assert {row["id"] for row in await drifting.values()} == {n for n, *_ in rows}

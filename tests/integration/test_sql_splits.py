@@ -16,7 +16,7 @@ from producer.model import Checkpoint, KeyPosition, OffsetPosition, Split, posit
 from producer.sources.sql import keyset
 from producer.sources.sql.names import bind_named
 from tests.integration.sql_reading import open_source, read, read_split, stream
-from tests.sql import TABLES, Databank, databank
+from tests.sql import TABLES, Databank, databank, postgres
 
 ROWS = 30_000
 
@@ -169,6 +169,22 @@ async def test_a_view_needs_a_key_and_one_that_repeats_is_found_at_a_pages_edge_
     config = stream("seen", key=["id"], traversal=traversal, page_size=2)
     assert (await read(bank.url, config)).column("id").to_pylist() == [1, 2, 3, 4]
     bank.insert("plain", [(2, 5)])
+    with pytest.raises(PermanentError, match=r"several rows have the key \(id\) = \(2\)"):
+        await read(bank.url, config)
+
+
+@pytest.mark.parametrize("traversal", ["ID_RANGE", "OFFSET"])
+async def test_a_primary_key_does_not_prove_that_rows_of_inheriting_tables_differ(
+    postgres_dsn: str, traversal: str
+) -> None:
+    bank = postgres(postgres_dsn)
+    bank.run("create table plain (id int primary key, v int)")
+    bank.run("create table child (more int) inherits (plain)")
+    bank.insert("plain", [(1, 1), (2, 2), (4, 4)])
+    bank.insert("child", [(3, 3, 3)])
+    config = stream("plain", traversal=traversal, page_size=2)
+    assert (await read(bank.url, config)).column("id").to_pylist() == [1, 2, 3, 4]
+    bank.insert("child", [(2, 5, 5)])
     with pytest.raises(PermanentError, match=r"several rows have the key \(id\) = \(2\)"):
         await read(bank.url, config)
 

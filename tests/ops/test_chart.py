@@ -128,7 +128,7 @@ def test_one_reader_at_a_time_unless_pods_share_the_splits(helm: str) -> None:
     assert one(template(helm), "Deployment")["spec"]["strategy"] == {"type": "Recreate"}
     shared = one(template(helm, SHARED), "Deployment")["spec"]
     assert (shared["strategy"]["type"], shared["replicas"]) == ("RollingUpdate", 3)
-    standby = one(template(helm, STANDBY), "Deployment")["spec"]  # who stands by is not ready: one by one never ends
+    standby = one(template(helm, STANDBY), "Deployment")["spec"]
     assert (standby["strategy"], standby["replicas"]) == ({"type": "Recreate"}, 2)
     assert one(template(helm, {"workload": "cronjob"}), "CronJob")["spec"]["concurrencyPolicy"] == "Forbid"
 

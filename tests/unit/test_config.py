@@ -390,3 +390,12 @@ def test_a_runs_url_that_is_none_is_wrong_usage(capsys: pytest.CaptureFixture[st
     for url in ("http://[::1", "http://host:port"):
         assert main(["status", url]) == 2
         assert f"error: {url} is not a URL" in capsys.readouterr().err
+
+
+def test_a_session_for_one_process_is_not_shared_by_several(tmp_path: Path) -> None:
+    document = changed("coordination", "kafka") | {"checkpoints": {"type": "kafka"}}
+    document["sources"]["chats"] = {"type": "telegram", "api_id": 1, "api_hash": "h", "session": "s"}
+    assert load(tmp_path, document).coordination == "kafka"  # no stream uses it
+    document["streams"].append({"source": "chats", "chat": "@demo"})
+    with pytest.raises(ConfigError, match=r"would use the session of sources\.chats from several processes"):
+        load(tmp_path, document)

@@ -92,6 +92,13 @@ async def test_ready_only_when_every_stream_has_started() -> None:
             assert answer.status == 200
 
 
+async def test_ready_while_another_process_runs_the_stream_and_this_one_stands_by() -> None:
+    service = OneStream()
+    service.status.stands_by = True
+    async with served(service) as session, session.get("/readyz") as answer:
+        assert answer.status == 200
+
+
 async def test_metrics_are_in_the_text_format() -> None:
     async with served(OneStream()) as session, session.get("/metrics") as answer:
         assert answer.headers["Content-Type"].startswith("text/plain; version=0.0.4")

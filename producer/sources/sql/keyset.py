@@ -79,7 +79,7 @@ def select(table: Table, stream: StreamConfig) -> Selection:
             raise ConfigError(f"{what}: column {name!r} of type {table.column(name).sql_type} cannot order rows")
     where, params = _where(stream, what)
     ordered = {name for name, _ in order}
-    proven = any(set(unique) <= ordered for unique in table.unique)
+    proven = not table.inherited and any(set(unique) <= ordered for unique in table.unique)
     return Selection(table, columns, key, order, hidden, where, params, proven, {})
 
 

@@ -132,9 +132,9 @@ class MysqlDatabase:
             columns,
             await self._unique(schema, real),
             "" if comment == "VIEW" else comment,
-            "VIEW" in kind,
-            int(row_bytes or 0) or None,
-            shape,
+            is_view="VIEW" in kind,
+            row_bytes_estimate=int(row_bytes or 0) or None,
+            shape=shape,
         )
 
     async def _checks(self, schema: str, table: str) -> frozenset[str]:

@@ -17,7 +17,7 @@ Run = Callable[[str, Sequence[Any]], list[tuple[Any, ...]]]
 
 _TABLE = """
 SELECT c.oid::int8, n.nspname::text, c.relname::text, c.relkind IN ('v', 'm', 'f'),
-       coalesce(obj_description(c.oid, 'pg_class'), '')
+       coalesce(obj_description(c.oid, 'pg_class'), ''), c.relhassubclass AND c.relkind <> 'p'
 FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
 WHERE c.oid = to_regclass($1) AND c.relkind IN ('r', 'p', 'v', 'm', 'f')
 """
@@ -79,7 +79,7 @@ def reflect(run: Run, name: str, path: tuple[str, ...], decimal: str | None) -> 
     found = run(_TABLE, (".".join(quote(part) for part in path),))
     if not found:
         raise _no_such_table(run, name, path)
-    oid, schema, table, is_view, comment = found[0]
+    oid, schema, table, is_view, comment, inherited = found[0]
     source = f"{quote(schema)}.{quote(table)}"
     ((shape, enums),) = run(f"SELECT ({_SHAPE}), ({_ENUM_SHAPE})", (source,))  # first: what changes later is seen
     types = {row[0]: row for row in run(_TYPES, (oid,))}
@@ -92,6 +92,7 @@ def reflect(run: Run, name: str, path: tuple[str, ...], decimal: str | None) -> 
         unique,
         comment,
         is_view,
+        inherited=inherited,
         shape=f"{shape}/{enums}" if _has_enum(columns) else shape,
     )
 

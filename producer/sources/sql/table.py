@@ -52,7 +52,8 @@ class Table:
     """A table or view as the database describes it.
 
     `source` is its quoted name for FROM. `unique` lists the column sets that are unique without nulls, the primary
-    key first. `row_bytes_estimate` is for databases whose `Session.estimate` does not know it. `shape` is another text
+    key first. `inherited` says that other tables' rows are among its own (PostgreSQL's INHERITS), which no unique index
+    covers. `row_bytes_estimate` is for databases whose `Session.estimate` does not know it. `shape` is another text
     when a column has come or gone, or changed its name or type.
     """
 
@@ -62,6 +63,7 @@ class Table:
     unique: tuple[tuple[str, ...], ...] = ()
     comment: str = ""
     is_view: bool = False
+    inherited: bool = False
     row_bytes_estimate: int | None = None
     shape: str = ""
 
