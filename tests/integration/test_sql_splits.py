@@ -15,6 +15,7 @@ from producer.errors import ConfigError, PermanentError
 from producer.model import Checkpoint, KeyPosition, OffsetPosition, Split, position_from_json, position_to_json
 from producer.sources.sql import keyset
 from producer.sources.sql.names import bind_named
+from producer.sources.sql.table import MAX_RESULT_BYTES
 from tests.integration.sql_reading import open_source, read, read_split, stream
 from tests.sql import TABLES, Databank, databank, postgres
 
@@ -145,6 +146,35 @@ async def test_a_deep_offset_reads_the_same_rows_by_a_join_on_the_key(
     assert plain.equals(joined)
     assert plain.num_rows == ROWS - 5
     assert plain.column_names == ["v", "a", "b"]
+
+
+async def test_a_deep_offset_reads_rows_whose_order_by_is_null_too(
+    bank: Databank, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bank.run("create table plain (id int primary key not null, v int)")
+    bank.run("create view seen as select id, v from plain")
+    bank.insert("plain", [(n, n if n % 5 else None) for n in range(500)])
+    monkeypatch.setattr("producer.sources.sql.DEFERRED_FROM_ROWS", 1)
+    for settings in ({"table": "plain"}, {"table": "seen", "key": ["id"]}):
+        config = stream(**settings, traversal="OFFSET", order_by=["v"], page_size=70)
+        assert sorted((await read(bank.url, config)).column("id").to_pylist()) == list(range(500))
+
+
+async def test_a_deep_offsets_page_of_wide_rows_ends_at_what_memory_has_room_for(
+    request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bank = databank("sqlite", request)
+    bank.run("create table plain (id integer primary key, v text)")
+    bank.insert("plain", [(n, "x" * 10_000) for n in range(2500)])
+    monkeypatch.setattr("producer.sources.sql.DEFERRED_FROM_ROWS", 0)
+    config = stream("plain", traversal="OFFSET", page_size=2500)
+    async with open_source(bank.url) as source:
+        dataset = await source.describe(config)
+        (split,) = await source.plan(config, dataset)
+        batches = await read_split(source, config, dataset, split)
+    assert [row for b in batches for row in b.column("id").to_pylist()] == list(range(2500))
+    assert max(b.nbytes for b in batches) < 2 * MAX_RESULT_BYTES
+    bank.close()
 
 
 async def test_a_key_with_nulls_is_refused_before_the_first_row(bank: Databank) -> None:

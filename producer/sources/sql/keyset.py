@@ -184,21 +184,36 @@ def offset_query(selection: Selection, skip: int, limit: int, *, mark: str, defe
     """Rows `skip` to `skip + limit` of the ordered table.
 
     `deferred` finds the page's keys first, in a subquery over the key alone (which an index answers without touching
-    the rows that are skipped), and joins the rows to them.
+    the rows that are skipped), and joins the rows to them, where the order has columns that can be joined on.
     """
-    if not deferred:
+    joined = _joined_on(selection) if deferred else ()
+    if not joined:
         return _query(
             selection, selection.columns, [], f"{_order_by(selection, mark)} LIMIT {limit:d} OFFSET {skip:d}", {}
         )
-    names = [quote(name, mark) for name in selection.order_names]
+    names = [quote(name, mark) for name in joined]
     inner = " ".join(["SELECT", ", ".join(f"t.{name}" for name in names), "FROM", selection.table.source, "t"])
     if selection.where:
         inner += f" WHERE ({selection.where}\n)"
     inner += f"{_order_by(selection, mark)} LIMIT {limit:d} OFFSET {skip:d}"
     pairs = " AND ".join(f"t.{name} = k.{name}" for name in names)
     sql = ["SELECT", _list(selection.columns), "FROM", selection.table.source, f"t JOIN ({inner}) k ON {pairs}"]
-    ordered = " ".join(sql) + _order_by(selection, mark)
+    # A limit once more, by which a dialect can ask for fewer of the rows.
+    ordered = " ".join(sql) + f"{_order_by(selection, mark)} LIMIT {limit:d}"
     return Query(ordered, selection.columns, selection.params, selection.types, selection.order_names)
+
+
+def _joined_on(selection: Selection) -> tuple[str, ...]:
+    """Columns of the order whose values tell a row: none of them may be null, for a null equals nothing in a join."""
+    if selection.proven:
+        for unique in selection.table.unique:
+            if set(unique) <= set(selection.order_names) and not _nullable(selection.table, unique):
+                return unique
+    return () if _nullable(selection.table, selection.order_names) else selection.order_names
+
+
+def _nullable(table: Table, names: Sequence[str]) -> bool:
+    return any(table.column(name).field.nullable for name in names)
 
 
 def rows_query(selection: Selection, columns: tuple[Column, ...], conditions: list[str], tail: str = "") -> Query:
