@@ -8,6 +8,7 @@ import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, get_args
+from urllib.parse import urlsplit
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError, available_timezones
 
 from pydantic import (
@@ -212,6 +213,14 @@ class HttpConfig(Model):
         return token
 
 
+def _is_http_url(text: str) -> bool:
+    try:
+        parts = urlsplit(text)
+        return parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+    except ValueError:
+        return False
+
+
 class LineageConfig(Model):
     """Where OpenLineage events go: to a server, or into a file, one a line."""
 
@@ -225,7 +234,7 @@ class LineageConfig(Model):
     def _one_place(self) -> Self:
         if (self.url is None) == (self.path is None):
             raise ValueError("lineage needs one of url and path")
-        if self.url is not None and not self.url.startswith(("http://", "https://")):
+        if self.url is not None and not _is_http_url(self.url):
             raise ValueError("lineage.url is not an http or https URL")
         return self
 

@@ -140,8 +140,8 @@ class _Teller:
     async def _sent(self, event: Json) -> None:
         try:
             await asyncio.to_thread(self._send, event)
-        except OSError as error:
-            reason = self._redact(str(error))
+        except Exception as error:  # the run is not to end for it, whatever it is
+            reason = self._redact(str(error)) if isinstance(error, OSError) else type(error).__name__
             log.warning("lineage event not delivered", event_type=event["eventType"], reason=reason)
 
 

@@ -15,9 +15,9 @@ from producer.checkpoints import STORES
 from producer.config import Config, StreamConfig
 from producer.errors import ConfigError, ProducerError
 from producer.model import Dataset, Json
-from producer.protocols import CheckpointStore, LendingStore, PageWriter, Source
+from producer.protocols import CheckpointStore, LendingStore, OneSessionSource, PageWriter, Source
 from producer.sources import ONE_SESSION, SOURCES
-from producer.unit import OpenSearch, OpenSource, OpenWriter, opened
+from producer.unit import Leave, OpenSearch, OpenSource, OpenWriter, left, opened
 
 if TYPE_CHECKING:
     from producer.deletes import DeleteSearch
@@ -43,6 +43,7 @@ class Parts:
     open_writer: OpenWriter
     open_search: OpenSearch | None = None
     open_source: OpenSource = opened
+    leave: Leave = left
     clients: Sequence[Any] = ()  # what else is to be closed, after the sources and before the store
 
 
@@ -123,12 +124,12 @@ async def open_parts(config: Config, run_id: str) -> Parts:
     store = make_store(config)
     registry = make_registry(config)
     everything: list[Any] = [sink, store, *sources.values(), *([registry] if registry else [])]
-    for_one = {name for name in sources if config.sources[name].type in ONE_SESSION and config.coordination == "redis"}
-    opening = asyncio.Lock()
+    turns = _Turns(config, sources, store) if config.coordination == "redis" else None
+    for_one = () if turns is None else [sources[name] for name in turns.closed]
     try:
         async with asyncio.TaskGroup() as group:
             for part in everything:
-                if part not in [sources[name] for name in for_one]:
+                if part not in for_one:
                     group.create_task(part.start())
     except BaseException as error:
         for part in everything:
@@ -137,13 +138,6 @@ async def open_parts(config: Config, run_id: str) -> Parts:
         if isinstance(error, BaseExceptionGroup):
             raise error.exceptions[0] from None
         raise
-
-    async def open_source(name: str) -> None:
-        async with opening:
-            if name in for_one:
-                await store.claim(f"source {config.app}.{name}")
-                await sources[name].start()
-                for_one.discard(name)
 
     async def open_writer(
         stream: StreamConfig, dataset: Dataset, unit: str, dead_lettered: Callable[[str], None]
@@ -158,7 +152,61 @@ async def open_parts(config: Config, run_id: str) -> Parts:
 
         return DeleteSearch(config, stream, sources[stream.source], dataset)
 
-    return Parts(sources, store, open_writer, open_search, open_source, [sink, *([registry] if registry else [])])
+    clients = [sink, *([registry] if registry else [])]
+    if turns is None:
+        return Parts(sources, store, open_writer, open_search, clients=clients)
+    return Parts(sources, store, open_writer, open_search, turns.open_source, turns.leave, clients)
+
+
+class _Turns:
+    """Who may use what one process may use at a time, where the others stand by: streams, and sessions.
+
+    A session is claimed as a stream is, under a name that no stream has, before its source is started. The source is
+    closed as soon as another process may have the claim.
+    """
+
+    def __init__(self, config: Config, sources: Mapping[str, Source], store: CheckpointStore) -> None:
+        from producer.checkpoints.redis import RedisCheckpointStore
+
+        assert isinstance(store, RedisCheckpointStore)  # the configuration has seen to it
+        self._config, self._sources, self._store = config, sources, store
+        self._claims = {
+            f"source {config.app}.{name}": name for name in sources if config.sources[name].type in ONE_SESSION
+        }
+        self._opening = asyncio.Lock()
+        self._left: set[str] = set()
+        self.closed = set(self._claims.values())
+        store.lost = self._lost
+
+    async def open_source(self, name: str) -> None:
+        async with self._opening:
+            for claim in [claim for claim, source in self._claims.items() if source == name and name in self.closed]:
+                await self._store.claim(claim)
+                try:
+                    await self._sources[name].start()
+                except BaseException:
+                    await self._store.release(claim)
+                    raise
+                self.closed.discard(name)
+
+    def _lost(self, claim: str) -> None:
+        name = self._claims.get(claim)
+        if name is not None:
+            self._close(name)
+
+    def _close(self, name: str) -> None:
+        self.closed.add(name)
+        source = self._sources[name]
+        assert isinstance(source, OneSessionSource)
+        source.give_up()
+
+    async def leave(self, stream: StreamConfig) -> None:
+        await self._store.release(stream.name)
+        self._left.add(stream.name)
+        for claim, name in self._claims.items():
+            if all(s.name in self._left for s in self._config.streams if s.source == name) and name not in self.closed:
+                self._close(name)
+                await self._store.release(claim)
 
 
 async def open_kafka_writer(

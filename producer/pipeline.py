@@ -16,7 +16,7 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
-from producer.errors import ProducerError, TransientError
+from producer.errors import ProducerError, SourceUnavailableError, TransientError
 from producer.inflight import ByteBudget, Prefix, Reservation, Window
 from producer.model import Checkpoint, KeyPosition, Page, Position
 from producer.pressure import Pressure
@@ -304,6 +304,8 @@ async def _move(
                 )
             del page, prepared, item
         await asyncio.wait({fetching})
+        if fetching.cancelled():  # not by us: whoever reads for us has dropped a request
+            raise SourceUnavailableError("a read was cut off")
         if not _is_passing(fetching.exception()):
             await io.commits.drained(window)
         await fetching

@@ -62,6 +62,16 @@ class WakingSource(Protocol):
         ...
 
 
+@runtime_checkable
+class OneSessionSource(Protocol):
+    """A source whose session one process may use at a time."""
+
+    def give_up(self) -> None:
+        """Another process may have the session by now: the connection is closed, and what is asked fails with
+        CheckpointConflictError until the next `start`."""
+        ...
+
+
 class Source(Protocol):
     """One configured source: a database, an account, an API."""
 

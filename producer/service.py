@@ -129,6 +129,7 @@ class Service:
             store=parts.store,
             open_writer=parts.open_writer,
             open_source=parts.open_source,
+            leave=parts.leave,
             budget=ByteBudget(config.kafka.max_inflight_bytes),
             executor=executor,
             stop=stop,
@@ -220,7 +221,7 @@ class Service:
             raise found[0]
         for stream, error in zip(streams, errors, strict=True):
             if isinstance(error, PermanentError):
-                stream.fail(error)
+                await stream.fail(error)
 
     async def _run_all(self, once: bool, stop: asyncio.Event) -> None:
         self._tasks = {name: self._task(stream) for name, stream in self._streams.items() if stream.failure is None}

@@ -117,6 +117,7 @@ class Stream:
         self._gate.set()
         self._dataset: Dataset | None = None
         self._writer: PageWriter[Any] | None = None
+        self._written: Any = None  # the Arrow schema that the writer was opened for
         self._units: list[Unit] = []
         self._last_progress = 0.0
         self._next_free = 0.0
@@ -181,8 +182,12 @@ class Stream:
         engine, config = self._engine, self.config
         await engine.open_source(config.source)
         dataset = await self._source.describe(config)
+        if self._writer is not None and not dataset.schema.equals(self._written, check_metadata=True):
+            await self._writer.close()  # of an attempt before, and the table has changed since
+            self._writer = None
         if self._writer is None:
             self._writer = await engine.open_writer(config, dataset, config.name, self.dead_lettered)
+            self._written = dataset.schema
         unit = Unit(
             config.name, config, self._source, dataset, self._writer, engine, self, self._gate, engine.stop, self.wake
         )
@@ -237,7 +242,7 @@ class Stream:
             status.finished_at, status.ran_s = time.time(), time.monotonic() - status.began_s
             self._show_status()
         if error is not None:
-            self.fail(error)
+            await self.fail(error)
         elif self._engine.once and not self._gate.is_set() and not self._engine.stop.is_set():
             self._enter("paused")
         else:
@@ -310,7 +315,7 @@ class Stream:
         if self._writer is not None:
             writer = await self._engine.open_writer(config, dataset, config.name, self.dead_lettered)
             await self._writer.close()
-            self._writer = writer
+            self._writer, self._written = writer, dataset.schema
             for unit in self._units:
                 unit.dataset, unit.writer = dataset, writer
         self._dataset = dataset
@@ -327,8 +332,8 @@ class Stream:
         for unit in self._units:
             await unit.run()
 
-    def fail(self, error: ProducerError) -> None:
-        """The stream is over: `error` is the reason."""
+    async def fail(self, error: ProducerError) -> None:
+        """The stream is over, in this process: `error` is the reason."""
         self.failure = error
         self.status.error, self.status.hint = error.message, error.hint or None
         self._enter("failed")
@@ -336,6 +341,7 @@ class Stream:
         log.error("stream failed", stream=self.config.name, error=error.message, hint=error.hint or None)
         if error.__cause__ is not None:
             log.debug("the cause", stream=self.config.name, exc_info=error.__cause__)
+        await self._engine.leave(self.config)
 
     def stopped_early(self) -> None:
         """The run ends before its streams have started."""

@@ -67,6 +67,14 @@ async def opened(name: str) -> None:
     """The sources have been started before."""
 
 
+#: Gives up what keeps other processes from running a stream that has failed in this one.
+Leave = Callable[[StreamConfig], Awaitable[None]]
+
+
+async def left(stream: StreamConfig) -> None:
+    """Nobody waits for it."""
+
+
 #: Makes the search for deleted rows of a stream.
 OpenSearch = Callable[[StreamConfig, Dataset], Search]
 
@@ -86,6 +94,7 @@ class Engine:
     trace: Trace = untraced
     open_search: OpenSearch | None = None
     open_source: OpenSource = opened  # awaited before a stream uses its source
+    leave: Leave = left
     exactly_once: bool = False  # the writers are TransactionalWriters, the store can lend its transactional ids
 
 

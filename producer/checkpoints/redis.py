@@ -14,7 +14,7 @@ import json
 import re
 import secrets
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -100,6 +100,7 @@ class _Claim:
 
     epoch: int
     splits: dict[str, Checkpoint]
+    renewed_s: float  # time.monotonic() before the lock was last known to be ours
 
 
 class RedisCheckpointStore:
@@ -122,6 +123,7 @@ class RedisCheckpointStore:
         self._redis = client(settings.url.get_secret_value(), "checkpoints.url")
         self._scripts = {text: self._redis.register_script(text) for text in (_CLAIM, _WRITE, _RENEW, _RELEASE, _RESET)}
         self._claims: dict[str, _Claim] = {}
+        self.lost: Callable[[str], object] = lambda stream: None  # told of a claim that another worker may have by now
         self._turn = asyncio.Lock()
         self._renewing: asyncio.Task[None] | None = None
 
@@ -163,12 +165,20 @@ class RedisCheckpointStore:
         return sorted(set(names))
 
     async def claim(self, stream: str, above: int = 0) -> int:
-        epoch = await self._lock(stream, above)
+        epoch, asked_s = await self._lock(stream, above)
         state = await self.load(stream)
-        self._claims[stream] = _Claim(epoch, {c.split.id: c for c in state.checkpoints} if state else {})
+        self._claims[stream] = _Claim(epoch, {c.split.id: c for c in state.checkpoints} if state else {}, asked_s)
         if self._renewing is None:
             self._renewing = asyncio.create_task(self._renew())
         return epoch
+
+    async def release(self, stream: str) -> None:
+        """Gives a claim up, for another worker to take."""
+        if self._claims.pop(stream, None) is not None:
+            try:
+                await self._run(_RELEASE, "release", stream)
+            except StoreUnavailableError:
+                log.debug("a lock is left to its timeout", stream=stream)
 
     async def begin(self, state: StreamState) -> None:
         async with self._turn:
@@ -204,14 +214,16 @@ class RedisCheckpointStore:
 
     # --- the lock --------------------------------------------------------------------------------------------------
 
-    async def _lock(self, stream: str, above: int) -> int:
+    async def _lock(self, stream: str, above: int) -> tuple[int, float]:
+        """The epoch, and when it was asked for."""
         timeout_s = self._settings.lock_timeout_s
         give_up_at = time.monotonic() + timeout_s + SOCKET_TIMEOUT_S
         left_before_ms: float = timeout_s * 1000
         while True:
+            asked_s = time.monotonic()
             answer, value = await self._run(_CLAIM, "claim", stream, str(above))
             if answer == "claimed":
-                return int(value)
+                return int(value), asked_s
             if answer == "foreign":
                 raise self._foreign(stream, value)
             left_ms = int(value)
@@ -227,18 +239,27 @@ class RedisCheckpointStore:
             await asyncio.sleep(min(left_ms / 1000, timeout_s / 10) + 0.01)
 
     async def _renew(self) -> None:
-        """Renews all locks for as long as the store is open; one that is lost shows at the next commit."""
+        """Renews all locks for as long as the store is open."""
         while True:
             await asyncio.sleep(self._settings.lock_timeout_s / _RENEWALS)
-            for stream, claim in list(self._claims.items()):
-                try:
-                    answer, _ = await self._run(_RENEW, "renew the lock of", stream, str(claim.epoch))
-                except ProducerError as error:
-                    log.warning("lock not renewed", stream=stream, error=str(error))
-                    continue
-                if answer == "taken" and self._claims.get(stream) is claim:
-                    log.warning("lock lost", stream=stream)
-                    del self._claims[stream]
+            await asyncio.gather(*(self._renew_one(stream, claim) for stream, claim in self._claims.items()))
+
+    async def _renew_one(self, stream: str, claim: _Claim) -> None:
+        asked_s = time.monotonic()
+        try:
+            answer, _ = await self._run(_RENEW, "renew the lock of", stream, str(claim.epoch))
+        except ProducerError as error:
+            log.warning("lock not renewed", stream=stream, error=str(error))
+            if time.monotonic() - claim.renewed_s < self._settings.lock_timeout_s * (1 - 1 / _RENEWALS):
+                return
+            answer = "unknown"  # before the next look another worker may have it
+        if answer == "renewed":
+            claim.renewed_s = asked_s
+        elif self._claims.get(stream) is claim:
+            if answer == "taken":  # which shows at the next commit
+                log.warning("lock lost", stream=stream)
+                del self._claims[stream]
+            self.lost(stream)
 
     def _claimed(self, stream: str, epoch: int) -> _Claim:
         claim = self._claims.get(stream)

@@ -30,11 +30,17 @@ def add_parser(subparsers: Any) -> None:
 
 def run(args: argparse.Namespace) -> int:
     from producer.lean import arrow_without_pandas
+    from producer.sources import ONE_SESSION
     from producer.verify import Counts, verify
 
     arrow_without_pandas()
     config = options.load(args)
-    streams = [options.stream_named(config, name) for name in args.streams] or config.streams
+    streams = [options.stream_named(config, name) for name in args.streams]
+    if not streams:
+        streams = [stream for stream in config.streams if config.sources[stream.source].type not in ONE_SESSION]
+        for stream in config.streams:
+            if stream not in streams:
+                sys.stderr.write(f"{stream.name}: left out, since a run may be using its session; give its name\n")
 
     async def work(stream: StreamConfig) -> Verified:
         counts = Counts()

@@ -59,6 +59,9 @@ class SharedStream(Stream):
         if self.started:
             return
         self._dataset = await self._source.describe(self.config)
+        if self._writer is not None:
+            await self._writer.close()  # of an attempt before
+            self._writer = None
         if not self._engine.exactly_once:
             self._writer = await self._open_writer(self.config.name)
         await self._plan_once()

@@ -387,8 +387,15 @@ class Connection:
             for place, batch in enumerate(batches)
         ]
         ordered.sort(key=itemgetter(0))
+        acknowledged: list[asyncio.Future[Any]] = []
         async with self._turn:
-            acknowledged = [await self._enqueue(topic, partition, batch) for _, topic, partition, batch in ordered]
+            try:
+                for _, topic, partition, batch in ordered:
+                    acknowledged.append(await self._enqueue(topic, partition, batch))
+            except BaseException:
+                for future in acknowledged:  # nobody waits for these any more
+                    future.add_done_callback(lambda done: done.cancelled() or done.exception())
+                raise
         await asyncio.gather(*acknowledged)
 
     async def _enqueue(self, topic: str, partition: int, batch: FinishedBatch) -> asyncio.Future[Any]:

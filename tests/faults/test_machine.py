@@ -265,6 +265,46 @@ def test_a_lock_that_goes_to_another_worker_in_the_middle_of_a_page_leaves_its_l
             process.communicate()
 
 
+@pytest.mark.timeout(120)
+def test_a_stream_that_has_given_up_leaves_its_lock_to_the_worker_that_stands_by(
+    proxied_kafka: tuple[EmbeddedKafka, Proxy],
+    redis_url: str,
+    unique: str,
+    tmp_path: Path,
+    make_audit: Callable[..., TopicAudit],
+) -> None:
+    broker, proxy = proxied_kafka
+    checkpoints = {"type": "redis", "url": redis_url, "prefix": f"{unique}:", "lock_timeout_s": LOCK_S}
+    (tmp_path / "cut_off").mkdir()
+    impatient = {"bootstrap_servers": proxy.address, "delivery_timeout_s": 2, "connect_timeout_s": 2}
+    cut_off = configuration(
+        tmp_path / "cut_off",
+        unique,
+        proxy.address,
+        checkpoints,
+        coordination="redis",
+        retry_timeout_s=2,
+        kafka=impatient,
+    )
+    audit = make_audit(bootstrap=broker.bootstrap)
+    first, second = start(cut_off), None
+    try:
+        wait_for(audit, ROWS // 4, first)
+        direct = write_config(tmp_path, {**_read(cut_off), "kafka": {"bootstrap_servers": broker.bootstrap}})
+        second = start(direct, "--once")
+        proxy.refuse = True
+        proxy.reset()
+        (summary,) = finish(second)
+        assert 0 < summary["acked"] < ROWS
+        assert first.poll() is None  # it is there, and has failed
+        assert verified(direct, "events")["source_rows"] == ROWS
+    finally:
+        proxy.refuse = False
+        for process in filter(None, (first, second)):
+            process.kill()
+            process.communicate()
+
+
 def _read(config: Path) -> dict[str, Any]:
     import yaml
 

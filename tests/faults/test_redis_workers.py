@@ -133,6 +133,18 @@ def test_a_holder_that_wakes_late_commits_nothing_more(
     assert _verified(config)["source_rows"] == ROWS
 
 
+def test_a_worker_that_takes_over_a_table_that_has_changed_while_it_stood_by_goes_on(
+    config: Path, workers: tuple[subprocess.Popen[str], subprocess.Popen[str]]
+) -> None:
+    first, second = workers
+    with sqlite3.connect(config.parent / "shop.db") as connection:
+        connection.execute("ALTER TABLE events ADD COLUMN more TEXT")
+    first.kill()
+    (summary,) = finish(second)
+    assert summary["state"] == "complete"
+    assert _verified(config)["source_rows"] == ROWS
+
+
 def test_who_stands_by_leaves_a_telegram_session_alone_until_it_takes_over(
     tmp_path: Path, kafka_bootstrap: str, redis_url: str, unique: str
 ) -> None:
@@ -148,7 +160,13 @@ def test_who_stands_by_leaves_a_telegram_session_alone_until_it_takes_over(
                 "http": {"port": 0},
                 "sources": {"account": account},
                 "streams": [
-                    {"name": name, "source": "account", "chat": "@demo", "topic": f"{unique}.{name}", "mode": "tail"}
+                    {
+                        "name": name,
+                        "source": "account",
+                        "chat": "@demo",
+                        "topic": f"{unique}.{name}",
+                        "mode": "snapshot_then_tail",
+                    }
                     for name in ("one", "two")
                 ],
             },
@@ -169,10 +187,15 @@ def test_who_stands_by_leaves_a_telegram_session_alone_until_it_takes_over(
                     assert answer.status == 200
                 time.sleep(LOCK_S)
                 assert server.connections == connections
-                first.kill()
+                first.send_signal(signal.SIGSTOP)
                 _wait_for(lambda: server.connections > connections)
+                first.send_signal(signal.SIGCONT)  # it finds that its lock is gone
+                _wait_for(lambda: server.open_connections == 1)
+                time.sleep(2 * LOCK_S)
+                assert server.open_connections == 1
             finally:
                 for process in filter(None, (first, second)):
+                    process.send_signal(signal.SIGCONT)
                     process.kill()
                     process.communicate()
 

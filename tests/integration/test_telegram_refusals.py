@@ -10,8 +10,9 @@ from telethon import functions
 from telethon.crypto import rsa
 from telethon.sessions import StringSession
 
-from producer.errors import AuthenticationError, ConfigError, PermanentError, ProducerError
+from producer.errors import AuthenticationError, ConfigError, PermanentError, ProducerError, TransientError
 from producer.sources.telegram.account import connect, disconnect, make_client
+from producer.sources.telegram.media import Store
 from tests.mtproto import Chat, Fault, Server, World, made_chat
 from tests.mtproto.handshake import server_public_key
 from tests.mtproto.reading import CHAT, open_source, read_all, stream_config
@@ -148,6 +149,26 @@ async def test_media_that_telegram_refuses_are_left_out_and_their_message_is_not
         reading = await read_all(source, stream_config())
     assert reading.ids == list(range(1, 31))
     assert {row["media_file"] for row in reading.rows} == {None}
+
+
+@pytest.mark.parametrize("way", ["flood wait", "full disk"])
+async def test_a_download_that_fails_for_a_while_repeats_no_message(
+    way: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    faults = [Fault("flood", 1, value=1, request="GetFileRequest")] if way == "flood wait" else []
+    write, refused = Store._write, iter([way == "full disk"] * 2)
+
+    def full(store: Store, path: str, data: bytes) -> None:
+        if next(refused, False):
+            raise TransientError(f"{path}: cannot be written (OSError)")
+        write(store, path, data)
+
+    monkeypatch.setattr(Store, "_write", full)
+    async with Server(World([demo(30)]), faults) as server, open_source(server, media_path=str(tmp_path)) as source:
+        reading = await read_all(source, stream_config())
+    assert reading.ids == list(range(1, 31))
+    assert sorted(row["id"] for row in reading.rows if row["media_file"]) == [6, 9]
+    assert (len(reading.errors) > 0) == (way == "full disk")
 
 
 async def test_the_server_also_makes_a_key_by_the_full_handshake() -> None:

@@ -10,7 +10,7 @@ import pytest
 from telethon import types
 
 from producer.errors import TransientError
-from producer.model import Checkpoint, KeyPosition, Page
+from producer.model import Checkpoint, KeyPosition, Page, Split
 from producer.sources.telegram.source import TelegramSource
 from tests.mtproto import Chat, Fault, Server, World, made_chat
 from tests.mtproto.reading import CHAT, Reading, drain, open_source, read_all, stream_config
@@ -243,6 +243,21 @@ async def test_a_deletion_in_the_window_becomes_a_tombstone_once() -> None:
         assert (await next_page(reader, position)).tombstones is None
 
 
+async def test_edits_and_deletions_of_a_page_that_failed_come_once_more() -> None:
+    chat = demo(300)
+    async with Server(World([chat])) as server, open_source(server) as source:
+        reader, _, position = await caught_up(source)
+        reader.restore(None)
+        chat.edit(298, "changed", dt.datetime(2026, 1, 2, tzinfo=dt.UTC))
+        chat.delete([297])
+        for attempt in range(2):
+            page = await next_page(reader, position)
+            assert [row["text"] for row in page.batch.to_pylist()] == ["changed"], attempt
+            assert page.tombstones is not None
+            assert page.tombstones.column("id").to_pylist() == [297]
+            reader.restore(None)  # as the engine does when the page could not be sent
+
+
 async def test_a_large_window_is_read_again_a_hundred_messages_a_poll() -> None:
     chat = demo(900)
     async with Server(World([chat])) as server, open_source(server, edit_window=500) as source:
@@ -283,6 +298,26 @@ async def test_announced_edits_and_deletions_reach_far_back() -> None:
     assert told == ["chat", "chat"]
 
 
+async def test_announced_edits_and_deletions_of_a_page_that_failed_come_once_more() -> None:
+    chat = demo(500)
+    told: list[str] = []
+    hooks = {"on_news": told.append}
+    async with Server(World([chat])) as server, open_source(server, hooks=hooks, updates=True) as source:
+        reader, _, position = await caught_up(source)
+        chat.edit(5, "an old one", dt.datetime(2026, 1, 2, tzinfo=dt.UTC))
+        chat.delete([7])
+        await server.push(types.UpdateEditChannelMessage(chat.special[5], chat.pts + 1, 1))
+        await server.push(types.UpdateDeleteChannelMessages(CHAT, [7], chat.pts + 2, 1))
+        while len(told) < 2:
+            await asyncio.sleep(0.01)
+        for attempt in range(2):
+            page = await next_page(reader, position)
+            assert "an old one" in [row["text"] for row in page.batch.to_pylist()], attempt
+            assert page.tombstones is not None
+            assert page.tombstones.column("id").to_pylist() == [7]
+            reader.restore(None)
+
+
 # --- migration -----------------------------------------------------------------------------------------------------
 
 
@@ -290,6 +325,17 @@ def migrated_world() -> World:
     old = Chat(77, "group", "Family", ids=list(range(10, 400, 3)), migrated_to=CHAT)
     new = demo(300, title="Family", migrated_from=77, migrated_from_max_id=397)
     return World([old, new])
+
+
+async def test_a_split_that_ends_in_the_supergroup_has_the_whole_group_before_it() -> None:
+    async with Server(migrated_world()) as server, open_source(server) as source:
+        config = stream_config()
+        dataset = await source.describe(config)
+        split = Split("verified", KeyPosition((-77, 0)), KeyPosition((MARKED, 50)))
+        reading = Reading()
+        await drain(await source.reader(config, dataset, split), reading)
+    keys = [(row["chat_id"], row["id"]) for row in reading.rows]
+    assert keys == [*((-77, i) for i in range(10, 400, 3)), *((MARKED, i) for i in range(1, 51))]
 
 
 @pytest.mark.parametrize("reference", ["@demo", -77], ids=["supergroup", "group"])

@@ -90,6 +90,10 @@ class Server:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
 
+    @property
+    def open_connections(self) -> int:
+        return len(self._tasks)
+
     def session(self, key: bytes | None = None) -> str:
         """A session string (a secret, as a real one is) for a client that has logged in already."""
         auth_key = AuthKey(key or os.urandom(256))

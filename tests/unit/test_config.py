@@ -399,3 +399,9 @@ def test_a_session_for_one_process_is_not_shared_by_several(tmp_path: Path) -> N
     document["streams"].append({"source": "chats", "chat": "@demo"})
     with pytest.raises(ConfigError, match=r"would use the session of sources\.chats from several processes"):
         load(tmp_path, document)
+
+
+@pytest.mark.parametrize("url", ["ftp://host/api", "http://", "http://localhost:port/api", "http://[::1"])
+def test_a_lineage_url_that_is_none_is_told(tmp_path: Path, url: str) -> None:
+    with pytest.raises(ConfigError, match=r"lineage\.url is not an http or https URL"):
+        load(tmp_path, changed("lineage", {"url": url}))

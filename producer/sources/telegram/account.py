@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextvars import ContextVar
 from typing import Any
 
@@ -22,6 +22,7 @@ from telethon.sessions import StringSession
 from producer import __version__
 from producer.errors import (
     AuthenticationError,
+    CheckpointConflictError,
     ConfigError,
     PermanentError,
     ProducerError,
@@ -156,15 +157,14 @@ class Account:
         self._starting = asyncio.Lock()
         self._connecting = asyncio.Lock()
         self._generation = 0
-
-    @property
-    def client(self) -> Any:
-        """The Telethon client, for downloads; only after `start`."""
-        return self._client
+        self._given_up: asyncio.Task[None] | None = None
 
     async def start(self) -> None:
         """Connects and proves the session; leaves no connection behind where that fails. Idempotent."""
         async with self._starting:
+            if self._given_up is not None:
+                await self._given_up
+                self._given_up = None
             if self.me is None:
                 try:
                     self.me = await self._open()
@@ -195,6 +195,11 @@ class Account:
             self._takeout_id = (await self.ask(request, "takeout")).id
         return me
 
+    def give_up(self) -> None:
+        """Closes the connection, and fails whatever is asked until the next `start`."""
+        if self._given_up is None:
+            self._given_up = asyncio.create_task(self.close())
+
     async def close(self) -> None:
         """Ends a takeout session and the connection, in bounded time."""
         client, self._client, self.me = self._client, None, None
@@ -223,10 +228,22 @@ class Account:
             request = functions.InvokeWithTakeoutRequest(self._takeout_id, request)
         loop = asyncio.get_running_loop()
         started = loop.time()
+        answer = await self._answered(lambda client: client(request), what, kind, self._request_timeout_s)
+        self.answer_s = loop.time() - started
+        return answer
+
+    async def download(self, method: str, subject: Any, what: str, *, timeout_s: float) -> bytes | None:
+        """What a method of Telethon's client downloads of `subject`; None where there is nothing."""
+        found: bytes | None = await self._answered(
+            lambda client: getattr(client, method)(subject, file=bytes), what, "GetFileRequest", timeout_s
+        )
+        return found
+
+    async def _answered(self, ask: Callable[[Any], Awaitable[Any]], what: str, kind: str, timeout_s: float) -> Any:
         with translated(what):
             try:
-                async with self._deadline(what):
-                    answer = await self._client(request)
+                async with self._deadline(what, timeout_s):
+                    answer = await ask(self._client)
             except errors.FloodWaitError as error:
                 self._told_to_wait("flood_wait", error.seconds, kind)
                 raise
@@ -236,7 +253,6 @@ class Account:
             except errors.ServerError:
                 self._on_retry(asking_for.get(), "server_error")
                 raise
-        self.answer_s = loop.time() - started
         self.limiter.succeeded()
         return answer
 
@@ -246,17 +262,17 @@ class Account:
         log.warning("Telegram asks to wait %d s before the next %s (%s)", seconds, kind, reason)
 
     @contextlib.asynccontextmanager
-    async def _deadline(self, what: str) -> AsyncIterator[None]:
+    async def _deadline(self, what: str, timeout_s: float) -> AsyncIterator[None]:
         """The deadline of one request; a miss, or a connection that is gone, costs the connection."""
         await self._connect()
         generation = self._generation
         try:
-            async with asyncio.timeout(self._request_timeout_s):
+            async with asyncio.timeout(timeout_s):
                 yield
         except TimeoutError:
             self._on_retry(asking_for.get(), "timeout")
             await self._reset(generation)
-            raise SourceUnavailableError(f"{what}: no answer within {self._request_timeout_s:g} s") from None
+            raise SourceUnavailableError(f"{what}: no answer within {timeout_s:g} s") from None
         except asyncio.CancelledError:
             task = asyncio.current_task()
             if task is not None and task.cancelling():
@@ -271,6 +287,8 @@ class Account:
 
     async def _connect(self) -> None:
         """Connects where there is no connection."""
+        if self._given_up is not None:
+            raise CheckpointConflictError("the Telegram session may be used by another worker by now")
         if self._client is None:
             raise SourceUnavailableError("the Telegram source has been closed")
         if self._client.is_connected():

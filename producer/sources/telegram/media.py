@@ -14,8 +14,15 @@ from typing import Any
 
 from pyarrow import fs
 
-from producer.errors import ConfigError, PermanentError, RateLimitedError, TransientError
-from producer.sources.telegram.account import Account, translated
+from producer.errors import (
+    AuthenticationError,
+    CheckpointConflictError,
+    ConfigError,
+    PermanentError,
+    RateLimitedError,
+    TransientError,
+)
+from producer.sources.telegram.account import Account
 from producer.sources.telegram.chats import Chat, marked_id
 from producer.sources.telegram.config import TelegramConfig
 from producer.sources.telegram.record import Rows
@@ -83,7 +90,7 @@ class Downloads:
             if self._media is not None and message.file is not None and (message.file.size or 0) <= self._max_bytes:
                 extension = message.file.ext or mimetypes.guess_extension(message.file.mime_type or "") or ""
                 name = f"{chat.marked_id}/{message.id}{extension}"
-                if await self._fetch(self._media, name, message, self._account.client.download_media):
+                if await self._fetch(self._media, name, message, "download_media"):
                     rows.set("media_file", row, self._media.path(name))
             sender = entities.get(marked_id(message.from_id) or chat.marked_id)
             if self._photos is not None and sender is not None:
@@ -97,21 +104,20 @@ class Downloads:
                 self._photo_of.clear()
             photo_id = getattr(getattr(sender, "photo", None), "photo_id", None)
             name = f"{number}-{photo_id}.jpg"
-            fetch = self._account.client.download_profile_photo
-            found = photo_id is not None and await self._fetch(store, name, sender, fetch)
+            found = photo_id is not None and await self._fetch(store, name, sender, "download_profile_photo")
             self._photo_of[number] = store.path(name) if found else None
         return self._photo_of[number]
 
-    async def _fetch(self, store: Store, name: str, subject: Any, download: Any) -> bool:
+    async def _fetch(self, store: Store, name: str, subject: Any, method: str) -> bool:
         if await store.has(name):
             return True
         left_s = await self._account.limiter.acquire("GetFileRequest", at_most_s=FILE_TIMEOUT_S)
         if left_s > 0:
             raise RateLimitedError("a file of a message", retry_after_s=left_s)
         try:
-            with translated(f"file {name}"):
-                async with asyncio.timeout(FILE_TIMEOUT_S):
-                    data = await download(subject, file=bytes)
+            data = await self._account.download(method, subject, f"file {name}", timeout_s=FILE_TIMEOUT_S)
+        except (AuthenticationError, CheckpointConflictError):
+            raise
         except PermanentError as error:
             log.warning("%s", error)
             return False

@@ -9,7 +9,8 @@ from __future__ import annotations
 import asyncio
 import datetime as dt
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections import deque
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -17,7 +18,7 @@ import pyarrow as pa
 from telethon import types
 
 from producer.errors import PermanentError, RateLimitedError, SourceUnavailableError, TransientError
-from producer.model import KeyPosition, Page, Position, Split
+from producer.model import Json, KeyPosition, Page, Position, Split
 from producer.sources.telegram import history, record
 from producer.sources.telegram.account import Account, asking_for
 from producer.sources.telegram.chats import Chat, Chats
@@ -26,6 +27,7 @@ REQUEST = "GetHistoryRequest"
 GATHER_S = 2.0  #: a page is handed over after this long, however short it is
 HOLD_S = 1.0  #: the longest wait for a turn within one fetch: the engine looks for a stop signal in between
 MAX_NEWS = 10_000  #: edits, and deletions, that updates tell of between two fetches
+MAX_TOLD = 1000  #: pages with edits or deletions that are remembered until the engine says what was committed
 EMPTY_ANSWERS = 3  #: an answer without anything new, before a newer message that is there, is asked again so often
 
 
@@ -64,6 +66,10 @@ class Watch:
         self.saw(seen)
         return edited, gone
 
+    def forget_edits(self, numbers: Iterable[int]) -> None:
+        """These messages count as edited when they are seen again."""
+        self.edits.update((number, None) for number in numbers if number in self.edits)
+
     def covers(self, message_id: int) -> bool:
         """Whether messages below this one are still in the window."""
         return message_id > 1 and (len(self.edits) < self.size or message_id > min(self.edits))
@@ -101,6 +107,7 @@ class _Cursor:
     rows: record.Rows
     start: tuple[int, int]
     gone: list[int] = field(default_factory=list)
+    told: dict[int, News] = field(default_factory=dict)  #: by chat
     empty_answers: int = 0
     end: bool = False
     answered_at: float | None = None
@@ -108,6 +115,13 @@ class _Cursor:
     @property
     def place(self) -> tuple[int, int]:
         return self.chat.marked_id, self.last
+
+    def tells(self, edited: Mapping[int, tuple[Any, dict[int, Any]]], deleted: Iterable[int]) -> None:
+        """Notes what the page has beside the messages between its positions."""
+        if edited or deleted:
+            told = self.told.setdefault(self.chat.marked_id, News())
+            told.edited.update(edited)
+            told.deleted.update(deleted)
 
     @property
     def moved(self) -> bool:
@@ -143,13 +157,14 @@ class ChatReader:
         self._enrich = enrich
         self._clock = clock
         self._start = place_of(split.lower) or (succession[0].marked_id, 0)
-        upper = place_of(split.upper)
-        self._upper = None if upper is None else upper[1]
-        self._watch = Watch(edit_window if upper is None else 0)
+        self._upper = place_of(split.upper)
+        self._watch = Watch(edit_window if self._upper is None else 0)
         self._looking = False
         self._fresh = True
         self._compared_down_to = 0  # within a window of more than one answer
         self.news: dict[int, News] = {}  #: by chat; the source adds to it where updates are wanted
+        self._pages_told = 0  # pages with edits or deletions, which no position stands for
+        self._told: deque[tuple[int, dict[int, News]]] = deque(maxlen=MAX_TOLD)  # what was in them, by chat
         self.top = 0  #: the newest id known of the chat that is being read
         self.count = 0  #: how many messages that chat has
 
@@ -165,6 +180,19 @@ class ChatReader:
         """Whether the message is among the newest that were read."""
         return message_id in self._watch.edits
 
+    def restore(self, detail: Mapping[str, Json] | None) -> None:
+        """See `RememberingReader`: edits and deletions of pages that were not committed come once more."""
+        self._fresh = True
+        committed = int((detail or {}).get("told", 0))
+        for _, chats in (page for page in self._told if page[0] > committed):
+            for chat_id, told in chats.items():
+                news = self.news.setdefault(chat_id, News())
+                news.edited = told.edited | news.edited
+                news.deleted |= told.deleted
+                self._watch.forget_edits(told.edited)
+        self._told.clear()
+        self._pages_told = max(self._pages_told, committed)
+
     async def close(self) -> None:
         """Nothing to let go: the connection is the account's."""
 
@@ -175,6 +203,15 @@ class ChatReader:
         if self._fresh:
             self._fresh, self._watch.resumed = False, position is not None
         cursor = _Cursor(self._chat(chat_id), last, record.Rows(self._account.me.id), start)
+        try:
+            await self._gather(cursor, limit)
+        finally:
+            if cursor.told:
+                self._pages_told += 1
+                self._told.append((self._pages_told, cursor.told))
+        return await self._page(cursor, resumed=position is not None)
+
+    async def _gather(self, cursor: _Cursor, limit: int) -> None:
         deadline = self._clock() + GATHER_S
         try:
             while not cursor.end and len(cursor.rows) < limit and await self._turn(cursor, deadline):
@@ -189,7 +226,6 @@ class ChatReader:
                 raise
             # what is there goes out first: the next fetch meets the failure again, or does not
         await self._take_news(cursor)
-        return await self._page(cursor, resumed=position is not None)
 
     async def _turn(self, cursor: _Cursor, deadline: float) -> bool:
         left_s = min(HOLD_S, deadline - self._clock()) if cursor.moved else HOLD_S
@@ -209,11 +245,12 @@ class ChatReader:
             return
         cursor.empty_answers = 0
         await self._learn_successor(cursor.chat, answer)
-        wanted = [m for m in answer.messages if self._upper is None or m.id <= self._upper]
+        upper = self._upper_in(cursor.chat)
+        wanted = [m for m in answer.messages if upper is None or m.id <= upper]
         await self._add(cursor, wanted, answer.entities)
         self._watch.saw(wanted)
-        cursor.last = answer.highest if self._upper is None else min(answer.highest, self._upper)
-        cursor.end = cursor.last == self._upper
+        cursor.last = answer.highest if upper is None else min(answer.highest, upper)
+        cursor.end = cursor.last == upper
         self.count = answer.count
         self.top = max(self.top, answer.highest)
 
@@ -231,7 +268,7 @@ class ChatReader:
                 message = f"chat {cursor.chat.title!r}: Telegram answers with nothing after message {cursor.last}"
                 raise SourceUnavailableError(f"{message}, though there is {answer.highest}")
             return
-        successor = self._successor(cursor.chat) if self._upper is None else None
+        successor = self._successor(cursor.chat) if self._upper_in(cursor.chat) is None else None
         if successor is not None:
             cursor.chat, cursor.last, self.top = successor, 0, 0
             self._watch, self._compared_down_to = Watch(self._watch.size), 0
@@ -258,8 +295,9 @@ class ChatReader:
         if not self._watch.size:
             return
         edited, gone = self._watch.changes(answer, last_id, whole=answer.count == len(answer.messages))
-        await self._add(cursor, edited, answer.entities)
         cursor.gone += gone
+        cursor.tells({m.id: (m, answer.entities) for m in edited}, gone)
+        await self._add(cursor, edited, answer.entities)
         if self._watch.size <= history.MESSAGES_PER_REQUEST:
             self._watch.resumed = False
 
@@ -268,15 +306,21 @@ class ChatReader:
         if start is not None or end is not None:
             messages = [m for m in messages if (start is None or m.date >= start) and (end is None or m.date <= end)]
         if messages:
+            before = len(cursor.rows)
             cursor.rows.extend(cursor.chat, messages, entities)
             if self._enrich is not None:
-                await self._enrich(cursor.rows, cursor.chat, messages, entities)
+                try:
+                    await self._enrich(cursor.rows, cursor.chat, messages, entities)
+                except BaseException:
+                    cursor.rows.cut(before)  # the cursor is before them: they are read again
+                    raise
 
     async def _take_news(self, cursor: _Cursor) -> None:
         """What updates told of messages that were read before; what lies ahead comes with the history."""
         news = self.news.pop(cursor.chat.marked_id, None)
         if news is None:
             return
+        cursor.tells(news.edited, news.deleted)
         for number, (message, entities) in news.edited.items():
             if number <= cursor.last and self._watch.edits.get(number) != message.edit_date:
                 await self._add(cursor, [message], entities)
@@ -294,9 +338,14 @@ class ChatReader:
             last=cursor.end,
             tombstones=record.tombstones(cursor.chat, cursor.gone) if cursor.gone else None,
             source_time=cursor.answered_at,
+            detail={"told": self._pages_told} if cursor.told else None,
         )
 
     # --- migration ---
+
+    def _upper_in(self, chat: Chat) -> int | None:
+        """The last id to read of the chat, where the split ends in it."""
+        return self._upper[1] if self._upper is not None and self._upper[0] == chat.marked_id else None
 
     def _chat(self, chat_id: int) -> Chat:
         for chat in self._succession:

@@ -155,6 +155,14 @@ class Rows:
                 _service(sparse, row, message.action)
             _extras(sparse, row, message)
 
+    def cut(self, count: int) -> None:
+        """Leaves the first `count` rows."""
+        for values in self._columns.values():
+            del values[count:]
+        for given in self._sparse.values():
+            for row in [row for row in given if row >= count]:
+                del given[row]
+
     def set(self, name: str, row: int, value: Any) -> None:
         """Fills one sparse field of a row that is there already."""
         self._sparse[name][row] = value

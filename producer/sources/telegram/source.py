@@ -80,6 +80,10 @@ class TelegramSource:
         """Connects and proves the session. Idempotent."""
         await self.account.start()
 
+    def give_up(self) -> None:
+        """See `OneSessionSource.give_up`."""
+        self.account.give_up()
+
     async def close(self) -> None:
         """Closes the connection."""
         self._readers.clear()
