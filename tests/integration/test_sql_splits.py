@@ -203,20 +203,100 @@ async def test_a_view_needs_a_key_and_one_that_repeats_is_found_at_a_pages_edge_
         await read(bank.url, config)
 
 
+#: Keys of which the database takes the second and the third for the same.
+ALIKE: dict[str, dict[str, list[str]]] = {
+    "postgres": {
+        "numeric": ["1", "2.0", "2.00", "3"],
+        "double precision": ["1", "NaN", "NaN"],
+        "text collate caseless": ["a", "B", "b", "c"],
+    },
+    "sqlite": {"text collate nocase": ["a", "B", "b", "c"], "text collate rtrim": ["a", "b", "b ", "c"]},
+    "mariadb": {
+        "varchar(9) collate utf8mb4_general_ci": ["a", "B", "b", "c"],
+        "varchar(10) collate utf8mb4_general_ci": ["a", "é", "e", "f"],
+        "varchar(9) collate utf8mb4_bin": ["a", "b", "b ", "c"],
+    },
+}
+
+
+@pytest.mark.parametrize("traversal", ["ID_RANGE", "OFFSET"])
+@pytest.mark.parametrize(("dialect", "kind"), [(dialect, kind) for dialect in ALIKE for kind in ALIKE[dialect]])
+async def test_keys_that_are_the_same_to_the_database_alone_are_found_at_a_pages_edge(
+    request: pytest.FixtureRequest, dialect: str, kind: str, traversal: str
+) -> None:
+    bank = databank(dialect, request)
+    try:
+        if dialect == "postgres":
+            bank.run("create collation caseless (provider=icu, locale='und-u-ks-level2', deterministic=false)")
+        bank.run(f"create table plain (k {kind}, v int)")
+        keys = ALIKE[dialect][kind]
+        bank.insert("plain", [(key, n) for n, key in enumerate(keys)])
+        whole = stream("plain", key=["k"], traversal=traversal, page_size=2, max_parallel=1)
+        with pytest.raises(PermanentError, match=r"rows (2 and 3 )?have the (same )?key \(k\)"):
+            await read(bank.url, whole)
+        async with open_source(bank.url) as source:
+            keyed = await source.keys(whole)
+            with pytest.raises(PermanentError, match=r"several rows have the key \(k\)"):
+                await keyed.fetch(None, None, 2)
+            await keyed.aclose()
+        bank.run("delete from plain where v = 2")
+        assert sorted((await read(bank.url, whole)).column("v").to_pylist()) == [0, 1, 3][: len(keys) - 1]
+    finally:
+        bank.run("drop table if exists plain")
+        if dialect == "postgres":
+            bank.run("drop collation caseless")
+        bank.close()
+
+
+@pytest.mark.parametrize("traversal", ["ID_RANGE", "OFFSET"])
+@pytest.mark.parametrize("dialect", ["postgres", "sqlite"])
+async def test_an_index_of_another_collation_than_the_columns_proves_nothing(
+    request: pytest.FixtureRequest, dialect: str, traversal: str
+) -> None:
+    bank = databank(dialect, request)
+    own, other = ("caseless", '"C"') if dialect == "postgres" else ("nocase", "binary")
+    try:
+        if dialect == "postgres":
+            bank.run("create collation caseless (provider=icu, locale='und-u-ks-level2', deterministic=false)")
+        bank.run(f"create table plain (k text collate {own} not null)")
+        bank.run(f"create unique index told on plain (k collate {other})")
+        bank.insert("plain", [("a",), ("B",), ("b",), ("c",)])
+        with pytest.raises(PermanentError, match=r"rows (2 and 3 )?have the (same )?key \(k\)"):
+            await read(bank.url, stream("plain", key=["k"], traversal=traversal, page_size=2, max_parallel=1))
+    finally:
+        bank.run("drop table if exists plain")
+        if dialect == "postgres":
+            bank.run("drop collation caseless")
+        bank.close()
+
+
+async def test_nulls_in_sqlites_primary_key_are_told_apart_by_no_index(request: pytest.FixtureRequest) -> None:
+    bank = databank("sqlite", request)
+    bank.run("create table plain (k text primary key, v int)")
+    bank.insert("plain", [(None, 1), (None, 2), (None, 3), ("a", 4)])
+    with pytest.raises(PermanentError, match=r"several rows have the key \(k\) = \(None\)"):
+        await read(bank.url, stream("plain", traversal="OFFSET", page_size=2))
+    bank.close()
+
+
 @pytest.mark.parametrize("traversal", ["ID_RANGE", "OFFSET"])
 async def test_a_primary_key_does_not_prove_that_rows_of_inheriting_tables_differ(
     postgres_dsn: str, traversal: str
 ) -> None:
     bank = postgres(postgres_dsn)
-    bank.run("create table plain (id int primary key, v int)")
-    bank.run("create table child (more int) inherits (plain)")
-    bank.insert("plain", [(1, 1), (2, 2), (4, 4)])
-    bank.insert("child", [(3, 3, 3)])
-    config = stream("plain", traversal=traversal, page_size=2)
-    assert (await read(bank.url, config)).column("id").to_pylist() == [1, 2, 3, 4]
-    bank.insert("child", [(2, 5, 5)])
-    with pytest.raises(PermanentError, match=r"several rows have the key \(id\) = \(2\)"):
-        await read(bank.url, config)
+    try:
+        bank.run("create table plain (id int primary key, v int)")
+        bank.run("create table child (more int) inherits (plain)")
+        bank.insert("plain", [(1, 1), (2, 2), (4, 4)])
+        bank.insert("child", [(3, 3, 3)])
+        config = stream("plain", traversal=traversal, page_size=2)
+        assert (await read(bank.url, config)).column("id").to_pylist() == [1, 2, 3, 4]
+        bank.insert("child", [(2, 5, 5)])
+        with pytest.raises(PermanentError, match=r"several rows have the key \(id\) = \(2\)"):
+            await read(bank.url, config)
+    finally:
+        bank.run("drop table plain cascade")
+        bank.close()
 
 
 async def test_a_key_that_is_not_unique_is_made_total_by_the_primary_key(bank: Databank) -> None:

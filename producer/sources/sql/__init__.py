@@ -15,7 +15,7 @@ import pyarrow as pa
 from pydantic import Field, SecretStr
 
 from producer.config import Model, StreamConfig
-from producer.errors import ConfigError, PermanentError, SchemaChangedError
+from producer.errors import ConfigError, SchemaChangedError
 from producer.model import (
     Between,
     Checkpoint,
@@ -29,7 +29,7 @@ from producer.model import (
     Split,
 )
 from producer.protocols import PageReader
-from producer.sources.sql import keyset, splits, tail
+from producer.sources.sql import keyset, splits, tail, ties
 from producer.sources.sql.dialects import open_database
 from producer.sources.sql.keys import SqlKeys
 from producer.sources.sql.keyset import Selection
@@ -244,6 +244,8 @@ class SqlReader:
         batch, rejected = self._distinct(rows, limit)
         count = batch.num_rows + len(rejected)
         reached = KeyPosition(rows.key_at(count - 1)) if count else start
+        if self._edge_is_doubtful(rows, count):
+            await ties.refuse(self._session, database, selection, key=key_values(reached, width))
         last = not rows.cut and is_last(count, limit, reached, split.upper)
         return Page(batch, reached, last, rejected=rejected)
 
@@ -261,6 +263,8 @@ class SqlReader:
         batch, rejected = self._distinct(rows, count)
         read = batch.num_rows + len(rejected)
         reached = OffsetPosition(skip + read)
+        if self._edge_is_doubtful(rows, read):
+            await ties.refuse(self._session, self._database, selection, skip=skip + read - 1)
         last = not rows.cut and is_last(read, limit, reached, self._split.upper)
         return Page(batch, reached, last, rejected=rejected)
 
@@ -277,22 +281,19 @@ class SqlReader:
         """The page without the row that was read beyond it to prove, where no index does, that no two rows have the
         same key: of such, those after a page's edge would be lost."""
         batch, rejected = rows.batch, rows.rejected
-        count = batch.num_rows + len(rejected)
         if self._selection.proven:
             return batch, tuple(row for _, row in rejected)
-        names = self._selection.order_names
-        keep = count - 1 if rows.cut else min(limit, count)
-        row = first_repeat(batch, names)
-        if row is None and rejected and 0 < keep < count and rows.key_at(keep) == rows.key_at(keep - 1):
-            row = keep
+        row = first_repeat(batch, self._selection.order_names)
         if row is not None:
-            key = ", ".join(str(value) for value in rows.key_at(row))
-            raise PermanentError(
-                f"stream {self._stream.name!r}: several rows have the key ({', '.join(names)}) = ({key})",
-                hint="name columns in key that tell all rows apart",
-            )
+            raise ties.repeated(self._selection, rows.key_at(row))
+        count = rows.count
+        keep = count - 1 if rows.cut else min(limit, count)
         kept = tuple(row for number, row in rejected if number < keep)
         return batch.slice(0, keep - len(kept)), kept
+
+    def _edge_is_doubtful(self, rows: Rows, kept: int) -> bool:
+        """Whether the row beyond the `kept` ones may have the key of the last, and only the database can tell."""
+        return 0 < kept < rows.count and (bool(rows.rejected) or not ties.seen_in_arrow(self._selection))
 
 
 __all__ = ["SqlConfig", "SqlReader", "SqlSource"]

@@ -79,7 +79,11 @@ def select(table: Table, stream: StreamConfig) -> Selection:
             raise ConfigError(f"{what}: column {name!r} of type {table.column(name).sql_type} cannot order rows")
     where, params = _where(stream, what)
     ordered = {name for name, _ in order}
-    proven = not table.inherited and any(set(unique) <= ordered for unique in table.unique)
+    # By comparison with a key no null is reached, by counting one is; and a unique index may hold many of them.
+    counted = stream.traversal == "OFFSET"
+    proven = not table.inherited and any(
+        set(unique) <= ordered and not (counted and _nullable(table, unique)) for unique in table.unique
+    )
     return Selection(table, columns, key, order, hidden, where, params, proven, {})
 
 
@@ -380,6 +384,20 @@ def _in_ranges(selection: Selection, ranges: Sequence[tuple[int, int]], mark: st
     single = ", ".join(f"{first:d}" for first, last in ranges if first == last)
     wide = [f"{name} BETWEEN {first:d} AND {last:d}" for first, last in ranges if first != last]
     return "(" + " OR ".join([*([f"{name} IN ({single})"] if single else []), *wide]) + ")"
+
+
+def tied_query(selection: Selection, key: tuple[KeyScalar, ...] | None, skip: int, *, mark: str) -> Query:
+    """A row where several rows have `key` to the database, or (without one) where the two after `skip` rows have the
+    same; no row where not. Grouping takes nulls for the same, and what the columns' collations do."""
+    names = [f"t.{quote(name, mark)}" for name in selection.order_names]
+    equal = [f"{name} = :__lower{i}" for i, name in enumerate(names)]
+    tail = " LIMIT 2" if key is not None else f"{_order_by(selection, mark)} LIMIT 2 OFFSET {skip:d}"
+    columns = tuple(
+        Column(c.name, c.field, name, c.sql_type) for c, name in zip(selection.order_columns, names, strict=True)
+    )
+    two = _query(selection, columns, equal if key is not None else [], tail, _bound_params(selection, key, None))
+    sql = f"SELECT {COUNT.select} FROM ({two.sql}) t GROUP BY {', '.join(names)} HAVING count(*) > 1"
+    return replace(two, sql=sql, columns=(COUNT,))
 
 
 def digest_query(

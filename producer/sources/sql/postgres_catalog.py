@@ -50,12 +50,16 @@ SELECT p.oid::int8, p.typname::text, p.typtype::text, p.typbasetype::int8, p.typ
                  WHERE e.enumtypid = p.oid), '{}')
 FROM used JOIN pg_catalog.pg_type p ON p.oid = used.oid JOIN pg_catalog.pg_namespace n ON n.oid = p.typnamespace
 """
+# An index of another collation than the column's proves nothing where that takes texts for equal that differ.
 _UNIQUE = """
 SELECT array_agg(a.attname::text ORDER BY k.place)
-FROM pg_catalog.pg_index i, unnest(i.indkey::int2[]) WITH ORDINALITY k(number, place), pg_catalog.pg_attribute a
+FROM pg_catalog.pg_index i,
+  unnest(i.indkey::int2[], i.indcollation::oid[]) WITH ORDINALITY k(number, collated, place), pg_catalog.pg_attribute a
+  LEFT JOIN pg_catalog.pg_collation c ON c.oid = a.attcollation
 WHERE i.indrelid = $1::oid AND i.indisunique AND i.indisvalid AND i.indimmediate AND i.indpred IS NULL
   AND i.indexprs IS NULL AND k.place <= i.indnkeyatts AND a.attrelid = i.indrelid AND a.attnum = k.number
-GROUP BY i.indexrelid, i.indisprimary, i.indnkeyatts HAVING bool_and(a.attnotnull)
+GROUP BY i.indexrelid, i.indisprimary, i.indnkeyatts
+HAVING bool_and(a.attnotnull AND (k.collated = a.attcollation OR coalesce(c.collisdeterministic, true)))
 ORDER BY i.indisprimary DESC, i.indnkeyatts, i.indexrelid
 """
 _PARAMETERS = """

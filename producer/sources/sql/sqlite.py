@@ -316,18 +316,36 @@ def _reflect(connection: Connection, name: str, decimal: str | None) -> Table:
         sqlite_types.column(column, kind, nullable=column not in not_null, wish=decimal) for column, kind, _, _ in infos
     )
     unique = [tuple(column for _, column in sorted(primary))] if primary else []
-    indexes = _rows(
-        connection,
-        "SELECT name FROM pragma_index_list(:table) WHERE \"unique\" AND NOT partial AND origin <> 'pk' ORDER BY seq",
-        this,
-    )
-    for (index,) in indexes:
-        sql = "SELECT name FROM pragma_index_info(:index) ORDER BY seqno"
-        names = tuple(row[0] for row in _rows(connection, sql, {"index": index}))
-        if not_null.issuperset(names):
+    sql = 'SELECT name, origin FROM pragma_index_list(:table) WHERE "unique" AND NOT partial ORDER BY seq'
+    for index, origin in _rows(connection, sql, this):
+        sql = "SELECT name, coll FROM pragma_index_xinfo(:index) WHERE key ORDER BY seqno"
+        parts = _rows(connection, sql, {"index": index})
+        names = tuple(column for column, _ in parts)
+        # An index tells values apart by its own collation, comparisons by the column's; the binary one tells all apart.
+        proves = None not in names and all(
+            _collation(connection, real, column) in (collation, "BINARY") for column, collation in parts
+        )
+        if origin == "pk" and not proves:
+            unique.remove(names)
+        elif origin != "pk" and proves and not_null.issuperset(names):
             unique.append(names)
     shape = _shape(connection, real)
     return Table((real,), quote(real), columns, tuple(unique), is_view=kinds[real] == "view", shape=shape)
+
+
+def _collation(connection: Connection, table: str, column: str) -> str:
+    """By what the column is compared; '' for a collation that only the application has. No pragma tells, but a compound
+    SELECT goes by its first column."""
+
+    def kinds(*texts: str) -> str:
+        values = "".join(f" UNION SELECT '{text}'" for text in texts)
+        return f"(SELECT count(*) FROM (SELECT {quote(column)} FROM {quote(table)} WHERE 0{values}))"
+
+    try:
+        ((cases, blanks),) = _rows(connection, f"SELECT {kinds('a', 'A')}, {kinds('a', 'a ')}", {})
+    except Error:
+        return ""
+    return "NOCASE" if cases == 1 else "RTRIM" if blanks == 1 else "BINARY"
 
 
 def _shape(connection: Connection, table: str) -> str:

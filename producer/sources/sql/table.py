@@ -104,6 +104,11 @@ class Rows:
     rejected: tuple[tuple[int, RejectedRow], ...] = ()
     shape: str = ""
 
+    @property
+    def count(self) -> int:
+        """All that were read: those that could not be read, too."""
+        return int(self.batch.num_rows) + len(self.rejected)
+
 
 class Session(Protocol):
     """One connection, used by one caller at a time. It connects when first used, and again after it broke."""

@@ -219,7 +219,7 @@ class TailReader:
             self._asking = LEAST_ID
         while self._asking is not None:
             rows = await self._ask(self._asking, reached, limit)
-            if rows is not None and _count(rows):
+            if rows is not None and rows.count:
                 return rows
         if not self._searching:
             await self._end_round(reached)
@@ -241,7 +241,7 @@ class TailReader:
             return None
         query = keyset.ranges_query(self._selection, _ranges(some), limit, self._database.mark)
         rows = await self._session.fetch(self._salvaging(query))
-        ids = [int(str(rows.key_at(row)[0])) for row in range(_count(rows))]
+        ids = [int(str(rows.key_at(row)[0])) for row in range(rows.count)]
         whole = len(ids) < limit and not rows.cut
         self._asking = some[-1].last + 1 if whole else ids[-1] + 1
         self._ledger = holes.filled(self._ledger, ids)
@@ -292,7 +292,7 @@ class TailReader:
             row_values=database.row_values,
         )
         rows = await self._session.fetch(self._salvaging(query))
-        count = _count(rows)
+        count = rows.count
         if rows.cut or count == limit:
             end = KeyPosition(rows.key_at(count - 1))
         left = [] if end == passage.upper else [replace(passage, lower=end)]
@@ -315,11 +315,6 @@ class TailReader:
 def _id(position: Position | None) -> int:
     """The one integer of a position; less than any id at the beginning."""
     return int(str(position.values[0])) if isinstance(position, KeyPosition) else LEAST_ID - 1
-
-
-def _count(rows: Rows) -> int:
-    """All that were read: those that could not be read, too."""
-    return int(rows.batch.num_rows) + len(rows.rejected)
 
 
 def _ranges(some: Sequence[Hole]) -> list[tuple[int, int]]:
