@@ -208,12 +208,14 @@ def offset_query(selection: Selection, skip: int, limit: int, *, mark: str, defe
 
 
 def _joined_on(selection: Selection) -> tuple[str, ...]:
-    """Columns of the order whose values tell a row: none of them may be null, for a null equals nothing in a join."""
-    if selection.proven:
-        for unique in selection.table.unique:
-            if set(unique) <= set(selection.order_names) and not _nullable(selection.table, unique):
-                return unique
-    return () if _nullable(selection.table, selection.order_names) else selection.order_names
+    """Columns of the order whose values tell a row: none of them may be null, for a null equals nothing in a join, or
+    have values that seem equal."""
+    order, table = selection.order_names, selection.table
+    unique = (names for names in table.unique if selection.proven and set(names) <= set(order))
+    for names in (*unique, order):
+        if not _nullable(table, names) and not any(table.column(name).guard for name in names):
+            return names
+    return ()
 
 
 def _nullable(table: Table, names: Sequence[str]) -> bool:

@@ -198,6 +198,9 @@ class MysqlSession:
         return replace(await converting, shape=str(shape))
 
     async def keys(self, query: Query) -> list[tuple[KeyScalar, ...]]:
+        if any(column.guard for column in query.columns):
+            rows = await self.fetch(replace(query, key=tuple(column.name for column in query.columns)))
+            return [rows.key_at(row) for row in range(rows.count)]
         batch = (await self.fetch(query)).batch
         fields = list(batch.schema)
         columns = [[key_scalar(field, value) for value in batch.column(i)] for i, field in enumerate(fields)]
@@ -354,15 +357,25 @@ def _plain(value: Any) -> Any:
 
 
 def _page(query: Query, found: list[Any], cut: bool) -> Rows:
-    values = list(zip(*found, strict=True)) if found else [()] * len(query.columns)
-    by_name = {column.name: column_values for column, column_values in zip(query.columns, values, strict=True)}
-    return read_rows(
+    guarded = [column.name for column in query.columns if column.guard]
+    values = list(zip(*found, strict=True)) if found else [()] * (len(query.columns) + len(guarded))
+    by_name = {column.name: column_values for column, column_values in zip(query.columns, values, strict=False)}
+    numbers = dict(zip(guarded, values[len(query.columns) :], strict=True))
+    rows = read_rows(
         query,
         len(found),
         lambda column, start, stop: mysql_types.convert(column, by_name[column.name][start:stop]),
         lambda column, row: str(by_name[column.name][row]),
         cut=cut,
     )
+    if numbers.keys().isdisjoint(query.key):
+        return rows
+
+    def key_at(row: int) -> tuple[KeyScalar, ...]:
+        key = zip(query.key, rows.key_at(row), strict=True)
+        return tuple(int(numbers[name][row]) if name in numbers else value for name, value in key)
+
+    return replace(rows, key_at=key_at)
 
 
 def _where(url: URL) -> str:

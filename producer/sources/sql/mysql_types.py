@@ -100,20 +100,23 @@ def column(declared: Declared) -> Column:
             extra = {"avro.logical": "uuid"}
         elif kind in _SHAPES:
             select = f"ST_AsText({ref})"
+    # Where '' is a symbol it is also how a value without one reads: their numbers are apart.
+    guard = f"CAST({ref} AS UNSIGNED)" if kind in ("enum", "set") and "" in _symbols(declared.full) else ""
     metadata = {"sql_type": declared.full, **extra} | ({"comment": declared.comment} if declared.comment else {})
     field = pa.field(declared.name, arrow, nullable=declared.nullable, metadata=metadata)
-    return Column(declared.name, field, select, declared.full, sortable=kind not in {*_SHAPES, "json", "time"})
+    return Column(declared.name, field, select, declared.full, guard, sortable=kind not in {*_SHAPES, "json", "time"})
 
 
 def ordinal(sql_type: str, value: Any) -> Any:
     """A key's value as the number by which the server orders it, where that is another than its text's or bytes' order:
-    ENUM by the place of the symbol (0 for the empty one), SET and BIT by their bits. Any other value is as it was."""
+    ENUM by the place of the symbol (0 for none), SET and BIT by their bits. Any other value is as it was."""
     if isinstance(value, str) and sql_type.startswith(("enum(", "set(")):
         places = {symbol: place for place, symbol in enumerate(_symbols(sql_type), start=1)}
-        names = [value] if sql_type.startswith("enum(") else value.split(",")
-        if all(name in places or not name for name in names):
-            found = [places[name] for name in names if name]
-            return sum(found) if sql_type.startswith("enum(") else sum(1 << (place - 1) for place in found)
+        if sql_type.startswith("enum("):
+            return places.get(value, 0) if value in places or not value else value
+        names = value.split(",") if value else []
+        if all(name in places for name in names):
+            return sum(1 << (places[name] - 1) for name in names)
     if isinstance(value, bytes) and sql_type.startswith("bit("):
         return int.from_bytes(value, "big")
     return value
