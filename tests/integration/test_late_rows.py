@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Iterator
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -12,7 +13,7 @@ from adbc_driver_postgresql import dbapi
 
 from producer import holes
 from producer.config import StreamConfig
-from producer.model import Checkpoint, Position, Split, checkpoint_from_json, checkpoint_to_json
+from producer.model import Checkpoint, KeyPosition, Position, Split, checkpoint_from_json, checkpoint_to_json
 from producer.protocols import RememberingReader
 from producer.sources.sql import tail
 from tests.integration.sql_reading import open_source, stream
@@ -123,6 +124,20 @@ async def test_the_first_row_of_all_may_be_late(bank: Databank) -> None:
             assert await tailed.read() == [2]
             late.commit()
             assert await tailed.reads(1) == [1]
+
+
+@pytest.mark.parametrize("where", [{}, {"where": "id <> 0"}])
+async def test_a_position_that_is_set_into_missing_ids_is_gone_on_from(bank: Databank, where: dict[str, str]) -> None:
+    async with following(bank, **where) as tailed:
+        bank.run("insert into events values (1), (10), (12)")
+        assert await tailed.read() == [1, 10, 12]
+        tailed.checkpoint = replace(tailed.checkpoint, position=KeyPosition((5,)))
+        await tailed.restart()
+        bank.run("insert into events values (3), (8)")
+        async with asyncio.timeout(30):
+            assert sorted(await tailed.read()) == [3, 8, 10, 12]
+        known = [(hole.first, hole.last) for hole in tailed.ledger.holes][1:]
+        assert known == [(2, 2), (4, 7), (9, 9), (11, 11)]
 
 
 async def test_a_rolled_back_id_is_asked_for_until_it_is_too_old_and_then_counted(bank: Databank) -> None:

@@ -176,12 +176,14 @@ class TailReader:
         bad = [row.columns.column(name)[0].as_py() for row in page.rejected]
         last = max([*bad, *([column[-1].as_py()] if len(column) else [])])
         after = _id(start)
-        if after >= self._ledger.floor and last - after == page.rows:
+        # Up to here all has been noted before, also for who was set back to a lower position.
+        noted = max([self._ledger.floor, *(hole.last for hole in self._ledger.holes[-1:])])
+        if after >= noted and last - after == page.rows:
             return
         ids = sorted([*column.to_pylist(), *bad])
-        if after < self._ledger.floor:
+        if after < noted:
             self._ledger = holes.filled(self._ledger, ids)
-        found = holes.opened(replace(self._ledger, holes=()), holes.gaps(after, ids, now, least))
+        found = holes.opened(Ledger(floor=noted), holes.gaps(after, ids, now, least))
         if self._selection.where and found.holes:
             found = await self._without_unselected(found)
         ledger = replace(self._ledger, holes=(*self._ledger.holes, *found.holes))
@@ -232,9 +234,9 @@ class TailReader:
     async def _ask(self, asking: int, reached: int, limit: int) -> Rows | None:
         """Asks for some of the holes from the id `asking` on; what lies above `reached` is still to be read anyway."""
         some = [
-            replace(hole, last=min(hole.last, reached))
+            replace(hole, first=max(hole.first, asking), last=min(hole.last, reached))
             for hole in self._ledger.holes
-            if hole.last >= asking and hole.first <= reached
+            if min(hole.last, reached) >= asking and hole.first <= reached
         ][:HOLES_A_QUERY]
         if not some:
             self._asking = None
