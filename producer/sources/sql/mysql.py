@@ -78,8 +78,7 @@ class MysqlDatabase:
 
     def __init__(self, options: Options, executor: Executor) -> None:
         url = make_url(options.url)
-        if "+" not in url.drivername:
-            url = url.set(drivername=url.drivername + "+asyncmy")
+        url = url.set(drivername=f"{url.get_backend_name().lower()}+asyncmy")  # whichever driver is named: it is ours
         self._url = url
         self._options = options
         self._engine = _engine(url, options)

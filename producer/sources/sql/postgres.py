@@ -18,7 +18,7 @@ from dataclasses import replace
 from datetime import date
 from functools import partial
 from typing import Any, TypeVar
-from urllib.parse import parse_qsl, quote_plus, urlencode, urlsplit, urlunsplit
+from urllib.parse import unquote, urlsplit
 
 import adbc_driver_postgresql
 import pyarrow as pa
@@ -312,9 +312,12 @@ def _shown(value: pa.Scalar[Any]) -> str:
 
 
 def _libpq_uri(options: Options) -> str:
-    """The configured URL for libpq: SQLAlchemy's driver suffix dropped, time limits on every wait of the socket."""
+    """The configured URL for libpq: SQLAlchemy's driver suffix dropped, time limits on every wait of the socket.
+
+    What is asked for stays as it is written: libpq knows ``%20`` for a space, and not the ``+`` of web forms.
+    """
     parts = urlsplit(options.url)
-    asked = dict(parse_qsl(parts.query, keep_blank_values=True))
+    asked = [item for item in parts.query.split("&") if item]
     limits = {
         "connect_timeout": str(max(2, round(options.connect_timeout_s))),
         "tcp_user_timeout": str(round(options.statement_timeout_s * 1000)),
@@ -325,8 +328,10 @@ def _libpq_uri(options: Options) -> str:
         "client_encoding": "UTF8",
         "gssencmode": "disable",  # else libpq looks for a Kerberos ticket first
     }
-    query = urlencode({**limits, **asked}, quote_via=quote_plus)
-    return urlunsplit(("postgresql", parts.netloc, parts.path, query, ""))
+    named = {unquote(item.partition("=")[0]) for item in asked}
+    query = "&".join([*(f"{name}={value}" for name, value in limits.items() if name not in named), *asked])
+    # By hand, since a URL without a host keeps its two slashes here.
+    return f"postgresql://{parts.netloc}{parts.path}?{query}"
 
 
 @contextlib.contextmanager

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
-from urllib.parse import urlsplit, urlunsplit
+from urllib.parse import urlsplit
 
 import structlog
 
@@ -21,7 +21,8 @@ async def listening(options: Options, channel: str, wake: Callable[[], None]) ->
     import asyncpg
 
     parts = urlsplit(options.url)
-    url = urlunsplit(("postgresql", *parts[1:]))
+    query = parts.query.replace("+", "%2B")  # for this driver it would be a space, for libpq it is none
+    url = f"postgresql://{parts.netloc}{parts.path}?{query}"
     wait_s = RETRY_S
     while True:
         try:
