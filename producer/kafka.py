@@ -6,6 +6,7 @@ Everything here waits no longer than ``connect_timeout_s`` (to connect) or ``req
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import ssl
 from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
 from contextlib import asynccontextmanager
@@ -208,15 +209,23 @@ async def connect(
     `topic` is what a producer is for: the broker refuses one by its rights on all topics, and names none.
     aiokafka only says that it could not bootstrap, so the first server is asked once more for the cause.
     """
+    starting = asyncio.ensure_future(client.start())
     try:
         async with asyncio.timeout(config.connect_timeout_s):
-            await client.start()
+            await asyncio.shield(starting)
     except BaseException as error:
+        # A start that is cut off in its middle leaves its socket open: it gets a moment to end by itself.
+        await give_up(lambda: _ended(starting), 1.0)
         await give_up(stop, 1.0)
         cause = (await _cause(config) or error) if isinstance(error, ke.KafkaConnectionError) else error
         if isinstance(cause, ke.KafkaError | OSError):  # TimeoutError is an OSError
             raise translate(cause, config, topic=topic, doing="write to" if topic else "connect") from None
         raise
+
+
+async def _ended(task: asyncio.Future[None]) -> None:
+    with contextlib.suppress(Exception):
+        await task
 
 
 async def _cause(config: KafkaConfig) -> Exception | None:

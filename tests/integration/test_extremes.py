@@ -42,7 +42,7 @@ LONG = {
     "postgres": {"body text": _HEX, "data bytea": f"convert_to(reverse({_HEX}), 'UTF8')"},
     "mariadb": {
         "body longtext": _SHA.format("i"),
-        "data longblob": f"concat(unhex({_SHA.format('-i')}), unhex({_SHA.format('-9 * i')}))",
+        "data longblob": f"concat(unhex({_SHA.format('7 * i')}), unhex({_SHA.format('9 * i')}))",
     },
     "sqlite": {"body text": f"hex(randomblob({TEN_MB // 2}))", "data blob": f"randomblob({TEN_MB})"},
 }

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +39,7 @@ def producer(*arguments: str) -> subprocess.CompletedProcess[str]:
 
 
 @pytest.fixture(params=["postgres", "mariadb"])
-def filled(request: pytest.FixtureRequest) -> tuple[str, Databank]:
+def filled(request: pytest.FixtureRequest) -> Iterator[tuple[str, Databank]]:
     dialect: str = request.param
     if dialect == "postgres":
         bank = postgres(request.getfixturevalue("postgres_dsn"))
@@ -48,7 +49,8 @@ def filled(request: pytest.FixtureRequest) -> tuple[str, Databank]:
     for statement in text.split(";\n"):
         if statement.strip():
             bank.run(statement)
-    return dialect, bank
+    yield dialect, bank
+    bank.close()
 
 
 async def test_each_table_of_a_schema_arrives_and_verify_agrees(

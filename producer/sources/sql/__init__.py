@@ -272,9 +272,13 @@ class SqlReader:
         """The query's rows; SchemaChangedError where its table is no longer as it was described."""
         table = self._selection.table
         salvage = self._stream.on_bad_record == "dead_letter"
-        rows = await self._session.fetch(dataclasses.replace(query, salvage=salvage, watched=table))
+        changed = f"stream {self._stream.name!r}: table {'.'.join(table.path)!r} has changed"
+        try:
+            rows = await self._session.fetch(dataclasses.replace(query, salvage=salvage, watched=table))
+        except ConfigError as error:  # what the query names was there when it was made
+            raise SchemaChangedError(f"{changed}: {error.message}", hint=error.hint) from error
         if rows.shape != table.shape:
-            raise SchemaChangedError(f"stream {self._stream.name!r}: table {'.'.join(table.path)!r} has changed")
+            raise SchemaChangedError(changed)
         return rows
 
     def _distinct(self, rows: Rows, limit: int) -> tuple[pa.RecordBatch, tuple[RejectedRow, ...]]:

@@ -15,7 +15,7 @@ INSERT INTO country (country) SELECT concat('Land ÄÖ ', seq) FROM seq_1_to_109
 INSERT INTO film (title, description, release_year, rental_rate, length, rating, special_features, facts, poster, flags)
   SELECT concat('film ', md5(seq)), if(seq % 11, repeat(concat('plot ', seq), seq % 60), NULL), 1901 + seq % 130, (seq % 600) / 100, seq % 200, elt(seq % 6 + 1, 'G','PG','PG-13','R','NC-17',NULL), if(seq % 2, 'Trailers,Commentaries', ''), json_object('n', seq), unhex(repeat('00ff', seq)), seq % 8 FROM seq_1_to_1000;
 INSERT INTO film_actor SELECT a.seq, f.seq, '2026-02-15 10:05:03.123' FROM seq_1_to_200 a, seq_1_to_1000 f WHERE (a.seq * 31 + f.seq * 17) % 37 = 0;
-INSERT INTO address SELECT seq, point(seq, -seq / 7), '-10:00:01', if(seq % 5, concat('É', seq), NULL) FROM seq_1_to_603;
+INSERT INTO address SELECT seq, point(seq, -seq / 7), '10:00:01', if(seq % 5, concat('É', seq), NULL) FROM seq_1_to_603;
 INSERT INTO `Price List` SELECT concat(char(65 + seq % 58), '''', seq), seq / 3, seq / 7 FROM seq_1_to_300;
 INSERT INTO payment SELECT seq, '2024-11-30' + INTERVAL (seq DIV 3) * 150 MINUTE, (seq % 1000) / 100 FROM seq_1_to_14596;
 INSERT INTO session SELECT unhex(md5(seq)), repeat('x', seq % 100) FROM seq_1_to_500;
