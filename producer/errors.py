@@ -15,6 +15,7 @@
        ├─ SchemaIncompatibleError
        ├─ SchemaChangedError     the stream looks at its table again, and goes on where it can
        ├─ EncodeError
+       ├─ RepeatedKeyError
        ├─ RecordTooLargeError
        ├─ CheckpointConflictError  (CheckpointLostError, OtherQueryError)
        └─ CheckpointCorruptError
@@ -121,6 +122,10 @@ class EncodeError(PermanentError):
         self.key = key
         self.field = field
         self.row = row
+
+
+class RepeatedKeyError(PermanentError):
+    """Several rows of the source have the same key, which the message shows."""
 
 
 class RecordTooLargeError(PermanentError):

@@ -14,6 +14,7 @@ from typing import Any, Literal
 import structlog
 
 from producer import holes
+from producer.concealment import tellable
 from producer.config import StreamConfig
 from producer.drift import Changes, differences
 from producer.errors import (
@@ -334,7 +335,7 @@ class Stream:
 
     async def fail(self, error: ProducerError) -> None:
         """The stream is over, in this process: `error` is the reason."""
-        self.failure = error
+        error = self.failure = tellable(error, self.config, self._dataset)
         self.status.error, self.status.hint = error.message, error.hint or None
         self._enter("failed")
         self._metrics.failed(type(error).__name__)

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import pyarrow as pa
 
-from producer.errors import PermanentError
+from producer.errors import RepeatedKeyError
 from producer.model import KeyScalar
 from producer.sources.sql import keyset
 from producer.sources.sql.keyset import Selection
@@ -36,7 +36,7 @@ async def refuse(
     key: tuple[KeyScalar, ...] | None = None,
     skip: int = 0,
 ) -> None:
-    """PermanentError where the database finds several rows with `key`, or that the two rows after the first `skip` of
+    """RepeatedKeyError where the database finds several rows with `key`, or that the two rows after the first `skip` of
     the whole order have the same."""
     if not await session.keys(keyset.tied_query(selection, key, skip, mark=database.mark)):
         return
@@ -45,14 +45,14 @@ async def refuse(
     raise _error(selection, f"rows {skip + 1} and {skip + 2} have the same key ({', '.join(selection.order_names)})")
 
 
-def repeated(selection: Selection, key: tuple[KeyScalar, ...]) -> PermanentError:
+def repeated(selection: Selection, key: tuple[KeyScalar, ...]) -> RepeatedKeyError:
     """The error about several rows with `key`."""
     names, values = ", ".join(selection.order_names), ", ".join(map(str, key))
     return _error(selection, f"several rows have the key ({names}) = ({values})")
 
 
-def _error(selection: Selection, what: str) -> PermanentError:
-    return PermanentError(
+def _error(selection: Selection, what: str) -> RepeatedKeyError:
+    return RepeatedKeyError(
         f"table {'.'.join(selection.table.path)!r}: {what}, as the database compares them",
         hint="name columns in key that tell all rows apart",
     )
