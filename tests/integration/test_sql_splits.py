@@ -6,6 +6,7 @@ import asyncio
 import datetime as dt
 import json
 import re
+import uuid
 from collections.abc import Iterator
 from typing import Any
 
@@ -13,7 +14,7 @@ import pytest
 from adbc_driver_postgresql import dbapi
 
 from producer.errors import ConfigError, PermanentError
-from producer.model import Checkpoint, KeyPosition, OffsetPosition, Split, position_from_json, position_to_json
+from producer.model import Between, Checkpoint, KeyPosition, OffsetPosition, Split, position_from_json, position_to_json
 from producer.sources.sql import keyset
 from producer.sources.sql.names import bind_named
 from producer.sources.sql.table import MAX_RESULT_BYTES
@@ -412,6 +413,55 @@ async def test_a_time_of_day_is_a_key_that_can_be_gone_on_from(bank: Databank) -
         assert (await reader.fetch(again, 20)).batch.column("v").to_pylist() == list(range(20, 40))
         await reader.close()
     assert sorted((await read(bank.url, config)).column("v").to_pylist()) == list(range(300))
+
+
+#: Ten values of a type in their order.
+TEN: dict[str, list[Any]] = {
+    "decimal(12,3)": [f"{n - 4}.5" for n in range(10)],
+    "date": [f"2024-01-{n + 10}" for n in range(10)],
+    "timestamp": [f"2024-01-01 00:00:{n:02}.5" for n in range(10)],
+    "uuid": [f"0000000{n}-00aa-4000-8000-000000000000" for n in range(10)],
+}
+#: Others of SQLite, which has several forms of some types.
+STORED: list[tuple[str, list[Any]]] = [
+    ("uuid", [value.upper() for value in TEN["uuid"]]),
+    ("uuid", [uuid.UUID(value).bytes for value in TEN["uuid"]]),
+    ("timestamp", [value.replace(" ", "T") + "+00:00" for value in TEN["timestamp"]]),
+    ("timestamp", [1_704_067_200.5 + n for n in range(10)]),
+    ("timestamptz", [1_704_067_200.5 + n for n in range(10)]),
+    ("timestamptz", TEN["timestamp"]),
+    ("time", [f"00:00:0{n}" for n in range(10)]),
+]
+
+
+@pytest.mark.parametrize(
+    ("dialect", "kind", "stored"),
+    [(dialect, kind, values) for dialect in TABLES for kind, values in TEN.items()]
+    + [("sqlite", kind, values) for kind, values in STORED],
+)
+async def test_a_replays_range_is_compared_as_values_of_the_columns_type(
+    request: pytest.FixtureRequest, dialect: str, kind: str, stored: list[Any]
+) -> None:
+    bank = databank(dialect, request)
+    try:
+        bank.run(f"create table plain (id int primary key, v {'timestamp(6)' if kind == 'timestamp' else kind})")
+        bank.insert("plain", list(enumerate(stored)))
+        config = stream("plain", page_size=3)
+        async with open_source(bank.url) as source:
+            dataset = await source.describe(config)
+            if kind == "time":
+                with pytest.raises(ConfigError, match="values of its type cannot be written as text"):
+                    await source.replay(config, dataset, "replay-1", Between("v", "00:00:03", None))
+                return
+            written = TEN[kind.removesuffix("tz")]
+            for first, last, ids in ((3, 6, [3, 4, 5, 6]), (None, 1, [0, 1]), (8, None, [8, 9])):
+                ends = [None if end is None else written[end].replace(" ", "T") for end in (first, last)]
+                split = await source.replay(config, dataset, "replay-1", Between("v", *ends))
+                batches = await read_split(source, config, dataset, split)
+                assert [row for b in batches for row in b.column("id").to_pylist()] == ids
+    finally:
+        bank.run("drop table if exists plain")
+        bank.close()
 
 
 @pytest.mark.parametrize(

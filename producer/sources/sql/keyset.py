@@ -151,10 +151,10 @@ def within(selection: Selection, between: Between | None, mark: str) -> Selectio
     if between is None:
         return selection
     column = selection.table.column(between.column)
-    name = f"t.{quote(column.name, mark)}"
+    name, value = column.compared[0] or f"t.{quote(column.name, mark)}", column.compared[1]
     ends = {"__first": (">=", between.first), "__last": ("<=", between.last)}
-    params = {param: value for param, (_, value) in ends.items() if value is not None}
-    conditions = [f"{name} {ends[param][0]} :{param}" for param in params]
+    params = {param: end for param, (_, end) in ends.items() if end is not None}
+    conditions = [f"{name} {ends[param][0]} {value.format(f':{param}')}" for param in params]
     where = " AND ".join([*([f"({selection.where}\n)"] if selection.where else []), *conditions])
     types = {**selection.types, **dict.fromkeys(params, column.sql_type)}
     return replace(selection, where=where, params={**selection.params, **params}, types=types)

@@ -49,7 +49,7 @@ def scalar_of(field: pa.Field, text: str) -> KeyScalar:
     if pa.types.is_timestamp(kind):
         moment = dt.datetime.fromisoformat(text)
         if kind.tz is None and moment.tzinfo is None:
-            return text
+            return moment.isoformat(sep=" ")  # there are more ways to write one than databases read
         if kind.tz is None:
             raise ValueError("the column's times have no zone; leave the offset out")
         return moment if moment.tzinfo is not None else moment.replace(tzinfo=dt.UTC)

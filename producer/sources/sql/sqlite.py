@@ -14,7 +14,9 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import datetime as dt
+import decimal
 import re
+import uuid
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Executor
 from dataclasses import replace
@@ -286,6 +288,8 @@ def _plain_value(value: Any) -> Any:
             return value.isoformat(sep=" ")
         case dt.date():
             return value.isoformat()
+        case decimal.Decimal() | uuid.UUID():  # the affinity of a decimal column makes a number of it
+            return str(value)
         case None | int() | float() | str() | bytes():
             return value
     raise ConfigError(f"params: SQLite takes no {type(value).__name__}")

@@ -58,7 +58,20 @@ def column(name: str, declared: str, *, nullable: bool, wish: str | None) -> Col
     select = f"t.{quote(name)}"
     field = pa.field(name, arrow, nullable=nullable, metadata=metadata)
     guard = f"typeof({select})" if _is_dynamic(arrow, declared.upper(), logical) else ""
-    return Column(name, field, select, declared.upper(), guard)
+    return Column(name, field, select, declared.upper(), guard, compared=_compared(select, field))
+
+
+def _compared(ref: str, field: pa.Field) -> tuple[str, str]:
+    """Times, as text or numbers, by their milliseconds; UUIDs, as text or blob, by their digits."""
+    if pa.types.is_timestamp(field.type):
+        return (
+            f"CASE typeof({ref}) WHEN 'text' THEN julianday({ref}) ELSE julianday({ref}, 'unixepoch') END",
+            "julianday({})",
+        )
+    if field.metadata.get(b"avro.logical") == b"uuid":
+        digits = "lower(replace({}, '-', ''))"
+        return digits.format(f"CASE typeof({ref}) WHEN 'blob' THEN hex({ref}) ELSE {ref} END"), digits
+    return "", "{}"
 
 
 def arrow_type(declared: str, wish: str | None) -> tuple[pa.DataType, str]:

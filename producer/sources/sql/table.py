@@ -35,6 +35,8 @@ class Column:
     `guard` is an expression whose values the dialect checks beside the column's own; it is selected after all columns.
     `refused` says why the column cannot be read at all ('' where it can); it matters only when it is selected. `wire`
     is the type that `select` has, for a dialect that reads values off the wire itself ('' where it does not).
+    `compared` is for a column that stores its values in several ways: its side and the other one's, ``{}``, when it is
+    compared with a value of its type.
     """
 
     name: str
@@ -45,6 +47,7 @@ class Column:
     refused: str = ""
     sortable: bool = True
     wire: str = ""
+    compared: tuple[str, str] = ("", "{}")
 
 
 @dataclass(frozen=True, slots=True)
