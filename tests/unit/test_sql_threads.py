@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import concurrent.futures
+import threading
 from collections.abc import Callable
 from typing import Any
 
@@ -46,3 +47,16 @@ async def test_a_cancellation_in_the_moment_when_the_work_is_done_is_not_swallow
         await task
     assert ended
     assert went_on == heard_late
+
+
+async def test_work_is_stopped_also_when_all_threads_are_in_such_work() -> None:
+    stopped = threading.Event()
+    with concurrent.futures.ThreadPoolExecutor(1) as executor:
+        task = asyncio.create_task(in_thread(executor, stopped.wait, deadline_s=60, stop=stopped.set))
+        await asyncio.sleep(0.05)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        ended = stopped.is_set()
+        stopped.set()
+    assert ended

@@ -18,8 +18,9 @@ async def in_thread(
 ) -> T:
     """`work()` in a thread of `executor`; TimeoutError after `deadline_s` seconds.
 
-    On a timeout or a cancellation `stop` is called (in another thread: it may block for a round trip) and `work` is
-    waited for, for a short while, so that the connection it uses is seldom left in the middle of a query.
+    On a timeout or a cancellation `stop` is called and `work` is waited for, for a short while, so that the connection
+    it uses is seldom left in the middle of a query. `stop` may block for a round trip, so it has a thread too: one of
+    the loop's, because all of `executor` may hang in such work.
     """
     loop = asyncio.get_running_loop()
     running = loop.run_in_executor(executor, work)
@@ -32,7 +33,7 @@ async def in_thread(
     except (TimeoutError, asyncio.CancelledError):
         if not running.done():
             if stop is not None:
-                stopping = loop.run_in_executor(executor, stop)
+                stopping = loop.run_in_executor(None, stop)
                 stopping.add_done_callback(lambda future: future.cancelled() or future.exception())
             await asyncio.wait([running], timeout=STOP_GRACE_S)
         raise
