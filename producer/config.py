@@ -514,6 +514,12 @@ class Config(Model):
                     f"streams[{index}].traversal OFFSET cannot be delivered exactly_once: its position is not "
                     "unique; use ID_RANGE",
                 )
+            if stream.deletes is not None and any(s.topic == stream.topic for s in self.streams if s is not stream):
+                yield (
+                    (*where, "deletes"),
+                    f"streams[{index}].deletes would take other streams' keys in topic {stream.topic!r} for deleted "
+                    "rows; give the stream a topic of its own",
+                )
             if stream.deletes is not None and self.coordination == "kafka":
                 yield (
                     (*where, "deletes"),

@@ -405,3 +405,14 @@ def test_a_session_for_one_process_is_not_shared_by_several(tmp_path: Path) -> N
 def test_a_lineage_url_that_is_none_is_told(tmp_path: Path, url: str) -> None:
     with pytest.raises(ConfigError, match=r"lineage\.url is not an http or https URL"):
         load(tmp_path, changed("lineage", {"url": url}))
+
+
+def test_deletes_are_not_looked_for_in_a_topic_of_several_streams(tmp_path: Path) -> None:
+    document = changed("streams.0.deletes", {"every_s": 60})
+    document["streams"][0]["mode"] = "snapshot_then_tail"
+    document["streams"].append({"source": "shop", "table": "public.more"})
+    load(tmp_path, document)
+    for stream in document["streams"]:
+        stream["topic"] = "both"
+    with pytest.raises(ConfigError, match=r"streams\[0\]\.deletes would take other streams' keys in topic 'both'"):
+        load(tmp_path, document)
