@@ -12,6 +12,7 @@ from typing import Any
 
 import structlog
 
+from producer.concealment import tellable
 from producer.config import Config
 from producer.errors import ConfigError, PermanentError, ProducerError, StandbyError, unexpected
 from producer.inflight import ByteBudget
@@ -204,7 +205,7 @@ class Service:
                 try:
                     await stream.start()
                 except ProducerError as error:
-                    return error
+                    return tellable(error, stream.config, None)
                 except Exception as error:  # whatever it is: it is this stream's failure
                     return unexpected(error)
             return None
