@@ -39,7 +39,7 @@ def postgres_table(dsn: str) -> str:
     return dsn
 
 
-@pytest.fixture(scope="module", params=["postgresql", "sqlite"])
+@pytest.fixture(scope="module")
 def database(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     if request.param == "sqlite":
         yield sqlite_table(tmp_path_factory.mktemp("sqlite"))
@@ -49,8 +49,15 @@ def database(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFa
 
 @pytest.mark.timeout(300)
 @pytest.mark.parametrize(
-    ("guarantee", "traversal"),
-    [("file", "ID_RANGE"), ("file", "OFFSET"), ("kafka", "ID_RANGE"), ("exactly_once", "ID_RANGE")],
+    ("database", "guarantee", "traversal"),
+    [
+        ("postgresql", "file", "ID_RANGE"),
+        ("postgresql", "kafka", "ID_RANGE"),
+        ("postgresql", "exactly_once", "ID_RANGE"),
+        ("sqlite", "file", "OFFSET"),
+        ("sqlite", "exactly_once", "ID_RANGE"),
+    ],
+    indirect=["database"],
 )
 def test_kills_at_random_moments_lose_nothing_and_repeat_at_most_a_window(
     guarantee: str, traversal: str, database: str, kafka_bootstrap: str, unique: str, tmp_path: Path
