@@ -310,3 +310,15 @@ async def test_a_postgresql_table_of_many_types_and_a_composite_key_agrees(
     differing = await verify(config, config.streams[0], Counts())
     shop = await connection.fetchval("SELECT shop FROM sales WHERE number = 250")
     assert differing.differing == [f"shop={shop}, number=250 (price)"]
+
+
+async def test_without_a_name_streams_whose_session_a_run_may_be_using_are_left_out(shop: Shop) -> None:
+    document = yaml.safe_load(shop.path.read_text())
+    document["sources"]["chats"] = {"type": "telegram", "api_id": 1, "api_hash": "h", "session": "s"}
+    document["streams"].append({"name": "talk", "source": "chats", "chat": "@demo"})
+    shop.path.write_text(yaml.safe_dump(document))
+    command = [sys.executable, "-m", "producer", "verify", str(shop.path), "--json"]
+    done = await asyncio.to_thread(subprocess.run, command, capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 0, done.stderr
+    assert [json.loads(line)["stream"] for line in done.stdout.splitlines()] == ["events"]
+    assert "talk: left out" in done.stderr

@@ -117,6 +117,15 @@ async def test_the_byte_budget_stops_the_reading_while_the_broker_is_slow() -> N
     assert reader.fetches < 40
 
 
+async def test_a_read_that_is_cancelled_by_its_driver_fails_the_attempt_and_is_no_end() -> None:
+    progress, reader = fresh(), ScriptedReader(last=1000)
+    reader.faults[5] = asyncio.CancelledError()
+    io = stream_io(ScriptedWriter(), MemoryStore())
+    async with committing(io), asyncio.timeout(20):
+        with pytest.raises(SourceUnavailableError, match="cut off"):
+            await run_split(io, reader, progress)
+
+
 @pytest.mark.parametrize("failing", ["source", "sink", "sink_later"])
 async def test_a_failed_page_ends_the_attempt_and_the_next_one_goes_on_from_the_checkpoint(failing: str) -> None:
     writer, progress = ScriptedWriter(), fresh()
