@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +16,9 @@ ROWS = 300_000
 KEY_SCHEMA = {"type": "record", "name": "k", "fields": [{"name": "id", "type": "long"}]}
 
 
-def sqlite_table(folder: Path) -> str:
-    path = folder / "shop.db"
+@pytest.fixture(scope="module")
+def sqlite(tmp_path_factory: pytest.TempPathFactory) -> str:
+    path = tmp_path_factory.mktemp("sqlite") / "shop.db"
     with sqlite3.connect(path) as connection:
         connection.execute("CREATE TABLE events (id INTEGER PRIMARY KEY, kind TEXT NOT NULL, amount DECIMAL(12,2))")
         rows = ((n * 3, f"kind {n % 7}", f"{n}.25") for n in range(1, ROWS + 1))
@@ -26,25 +26,18 @@ def sqlite_table(folder: Path) -> str:
     return f"sqlite:///{path}"
 
 
-def postgres_table(dsn: str) -> str:
+@pytest.fixture(scope="module")
+def postgresql(postgres_dsn: str) -> str:
     from adbc_driver_postgresql import dbapi
 
-    with dbapi.connect(dsn, autocommit=True) as connection, connection.cursor() as cursor:
+    with dbapi.connect(postgres_dsn, autocommit=True) as connection, connection.cursor() as cursor:
         cursor.execute(
             "CREATE TABLE events AS SELECT g * 3::bigint AS id, 'kind ' || g % 7 AS kind, (g + 0.25)::numeric(12,2) "
             f"AS amount FROM generate_series(1, {ROWS}) g"
         )
         cursor.execute("ALTER TABLE events ADD PRIMARY KEY (id)")
         cursor.execute("ANALYZE events")
-    return dsn
-
-
-@pytest.fixture(scope="module")
-def database(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    if request.param == "sqlite":
-        yield sqlite_table(tmp_path_factory.mktemp("sqlite"))
-    else:
-        yield postgres_table(request.getfixturevalue("postgres_dsn"))
+    return postgres_dsn
 
 
 @pytest.mark.timeout(300)
@@ -57,10 +50,15 @@ def database(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFa
         ("sqlite", "file", "OFFSET"),
         ("sqlite", "exactly_once", "ID_RANGE"),
     ],
-    indirect=["database"],
 )
 def test_kills_at_random_moments_lose_nothing_and_repeat_at_most_a_window(
-    guarantee: str, traversal: str, database: str, kafka_bootstrap: str, unique: str, tmp_path: Path
+    guarantee: str,
+    traversal: str,
+    database: str,
+    kafka_bootstrap: str,
+    unique: str,
+    tmp_path: Path,
+    request: pytest.FixtureRequest,
 ) -> None:
     exactly_once = guarantee == "exactly_once"
     splits, page_size = (3, 2000) if traversal == "ID_RANGE" else (1, 5000)
@@ -82,7 +80,7 @@ def test_kills_at_random_moments_lose_nothing_and_repeat_at_most_a_window(
             "checkpoints": {"type": "file", "path": "state"} if guarantee == "file" else {"type": "kafka"},
             "delivery": "exactly_once" if exactly_once else "at_least_once",
             "http": {"port": 0},
-            "sources": {"shop": {"type": "sql", "url": database}},
+            "sources": {"shop": {"type": "sql", "url": request.getfixturevalue(database)}},
             "streams": [stream],
         },
     )

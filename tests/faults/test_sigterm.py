@@ -46,7 +46,7 @@ def test_20_signals_at_full_rate_leave_nothing_uncommitted_and_repeat_nothing(
     )
     audit = TopicAudit(kafka_bootstrap, unique, {"type": "record", "name": "k", "fields": []})
     rng = random.Random(TIMES)
-    struck_in_its_midst = 0
+    struck_in_its_midst, longest_s = 0, 0.2
     try:
         for time_number in range(1, TIMES + 1):
             with table:
@@ -55,7 +55,7 @@ def test_20_signals_at_full_rate_leave_nothing_uncommitted_and_repeat_nothing(
             process = start(config)
             while audit.end() == before:
                 assert process.poll() is None, process.communicate()
-            time.sleep(rng.uniform(0, 0.2))
+            time.sleep(rng.uniform(0, longest_s))
             process.send_signal(signal.SIGTERM)
             _, err = process.communicate(timeout=grace_s)
             assert process.returncode == 128 + signal.SIGTERM, err
@@ -63,7 +63,10 @@ def test_20_signals_at_full_rate_leave_nothing_uncommitted_and_repeat_nothing(
             assert state is not None
             committed = sum(checkpoint.rows for checkpoint in state.checkpoints)
             assert committed == audit.end(), f"after signal {time_number}"
-            struck_in_its_midst += committed < time_number * ROWS_EACH
+            if committed < time_number * ROWS_EACH:
+                struck_in_its_midst += 1
+            else:  # this machine had sent all before the signal came
+                longest_s /= 2
         (summary,) = finish(start(config, "--once"))
         assert audit.end() == TIMES * ROWS_EACH
     finally:
