@@ -16,9 +16,8 @@ ROWS = 300_000
 KEY_SCHEMA = {"type": "record", "name": "k", "fields": [{"name": "id", "type": "long"}]}
 
 
-@pytest.fixture(scope="module")
-def sqlite(tmp_path_factory: pytest.TempPathFactory) -> str:
-    path = tmp_path_factory.mktemp("sqlite") / "shop.db"
+def sqlite_table(folder: Path) -> str:
+    path = folder / "shop.db"
     with sqlite3.connect(path) as connection:
         connection.execute("CREATE TABLE events (id INTEGER PRIMARY KEY, kind TEXT NOT NULL, amount DECIMAL(12,2))")
         rows = ((n * 3, f"kind {n % 7}", f"{n}.25") for n in range(1, ROWS + 1))
@@ -26,18 +25,27 @@ def sqlite(tmp_path_factory: pytest.TempPathFactory) -> str:
     return f"sqlite:///{path}"
 
 
-@pytest.fixture(scope="module")
-def postgresql(postgres_dsn: str) -> str:
+def postgres_table(dsn: str) -> str:
     from adbc_driver_postgresql import dbapi
 
-    with dbapi.connect(postgres_dsn, autocommit=True) as connection, connection.cursor() as cursor:
+    with dbapi.connect(dsn, autocommit=True) as connection, connection.cursor() as cursor:
         cursor.execute(
             "CREATE TABLE events AS SELECT g * 3::bigint AS id, 'kind ' || g % 7 AS kind, (g + 0.25)::numeric(12,2) "
             f"AS amount FROM generate_series(1, {ROWS}) g"
         )
         cursor.execute("ALTER TABLE events ADD PRIMARY KEY (id)")
         cursor.execute("ANALYZE events")
-    return postgres_dsn
+    return dsn
+
+
+@pytest.fixture(scope="module")
+def sqlite(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return sqlite_table(tmp_path_factory.mktemp("sqlite"))
+
+
+@pytest.fixture(scope="module")
+def postgresql(postgres_dsn: str) -> str:
+    return postgres_table(postgres_dsn)
 
 
 @pytest.mark.timeout(300)
