@@ -6,16 +6,17 @@ import argparse
 import asyncio
 import json
 from collections import Counter
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Iterable, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from producer.commands import options
+from producer.errors import ConfigError
 
 if TYPE_CHECKING:
     from producer.config import Config, KafkaConfig, StreamConfig
-    from producer.model import Dataset, Page
+    from producer.model import Dataset, Page, Position, Split
     from producer.protocols import Source
     from producer.sinks.kafka import KafkaWriter
 
@@ -141,8 +142,12 @@ async def _records(consumer: Any, partition: Any) -> Sequence[Any]:
 
 async def replay(config: Config, stream: StreamConfig) -> dict[str, str]:
     """Sends the rows of all letters anew, takes the letters of those that arrived back, and says of each how it went:
-    by key ``sent``, ``failed again``, ``not found`` (the source has no such row there any more), ``not to be found``
-    (the letter has no key or position)."""
+    by key ``sent``, ``failed again``, ``not found`` (the source has no such row any more), ``not to be found`` (the
+    letter has no key).
+
+    Rows are looked for where their pages were, many at a time; those that are not there (they came late, or what they
+    are ordered by has changed since) by their keys, one by one.
+    """
     from producer.parts import make_registry, make_source, open_kafka_writer, open_letters_writer
     from producer.sinks.dead_letters import topic_of
     from producer.sinks.kafka import KafkaSink
@@ -151,10 +156,11 @@ async def replay(config: Config, stream: StreamConfig) -> dict[str, str]:
     outcome = {letter["row_key"]: "not to be found" for letter in letters}
     places: dict[tuple[str | None, str], set[str]] = {}
     for letter in letters:
-        if letter["key"] is not None and letter["position_upto"] is not None:
-            places.setdefault((letter["position_after"], letter["position_upto"]), set()).add(letter["row_key"])
+        if letter["key"] is not None:
             outcome[letter["row_key"]] = "not found"
-    if not places:
+            if letter["position_upto"] is not None:
+                places.setdefault((letter["position_after"], letter["position_upto"]), set()).add(letter["row_key"])
+    if "not found" not in outcome.values():
         return outcome
     async with AsyncExitStack() as stack:
         source, sink = make_source(config, stream.source), KafkaSink(config.kafka, config.app, "replay")
@@ -167,37 +173,66 @@ async def replay(config: Config, stream: StreamConfig) -> dict[str, str]:
         failing = stream.model_copy(update={"on_bad_record": "fail"})
         writer = await open_kafka_writer(failing, dataset, sink, registry)
         own = await open_letters_writer(stream, sink, registry)
-        for (after, upto), keys in places.items():
-            place = _Place(stream, dataset, source, after, upto)
-            async for page, rows in place.rows(keys):
-                sent = await _send(writer, page, rows)
-                outcome |= {key: "sent" if key in sent else "failed again" for key in rows}
+
+        async def send(found: AsyncIterator[_Found]) -> None:
+            async for page, numbers in found:
+                sent = await _send(writer, page, numbers)
+                outcome.update({key: "sent" if key in sent else "failed again" for key in numbers})
                 await _take_back(own, stream, sorted(sent))
+
+        rows = _Rows(stream, dataset, source)
+        for (after, upto), keys in places.items():
+            await send(rows.of_page(after, upto, keys))
+        await send(rows.by_key([key for key, how in outcome.items() if how == "not found"]))
     return outcome
 
 
+#: A page, and by key the numbers of wanted rows in it; None for a row that was rejected.
+_Found: TypeAlias = "tuple[Page, dict[str, int | None]]"
+
+
 @dataclass(frozen=True, slots=True)
-class _Place:
-    """Where in the source the rows of some letters were: positions as JSON texts."""
+class _Rows:
+    """The rows of letters, as the source has them now."""
 
     stream: StreamConfig
     dataset: Dataset
     source: Source
-    after: str | None
-    upto: str
 
-    async def rows(self, keys: set[str]) -> AsyncIterator[tuple[Page, dict[str, int | None]]]:
-        """The pages that have rows of `keys`, and their numbers in the page; None for a row that was rejected."""
+    async def of_page(self, after: str | None, upto: str, keys: set[str]) -> AsyncIterator[_Found]:
+        """Those that are still between two positions (JSON texts)."""
         from producer.model import OffsetPosition, Split, position_from_json
+
+        start = None if after is None else position_from_json(json.loads(after))
+        end = position_from_json(json.loads(upto))
+        lower = None if isinstance(end, OffsetPosition) else start
+        async for found in self._read(Split("replay", lower, end), start, keys):
+            yield found
+
+    async def by_key(self, keys: Iterable[str]) -> AsyncIterator[_Found]:
+        """Those that have these keys; where a source cannot look for a key, none."""
+        from producer.model import REPLAY, Between
+
+        if self.stream.traversal == "OFFSET":
+            return
+        column = next((name for name in self.dataset.key if name in self.dataset.order), self.dataset.key[0])
+        for key in keys:
+            value = json.loads(key)[column]
+            try:
+                wanted = Between(column, value, value)
+                split = await self.source.replay(self.stream, self.dataset, f"{REPLAY}letter", wanted)
+            except ConfigError:  # not a value that the column can have, or nothing that can be looked for
+                continue
+            async for found in self._read(split, split.lower, {key}):
+                yield found
+
+    async def _read(self, split: Split, position: Position | None, keys: set[str]) -> AsyncIterator[_Found]:
         from producer.sinks.dead_letters import rejected_key, row_keys
 
-        after = None if self.after is None else position_from_json(json.loads(self.after))
-        upto = position_from_json(json.loads(self.upto))
-        lower = None if isinstance(upto, OffsetPosition) else after
         # Rows that the source cannot give are to be put aside here too.
         stream = self.stream.model_copy(update={"on_bad_record": "dead_letter"})
-        reader = await self.source.reader(stream, self.dataset, Split("replay", lower, upto))
-        position, missing = after, set(keys)
+        reader = await self.source.reader(stream, self.dataset, split)
+        missing = set(keys)
         try:
             while missing:
                 page = await reader.fetch(position, self.stream.page_size)

@@ -245,6 +245,40 @@ async def test_list_shows_letters_and_replay_sends_what_has_been_mended(
     assert "field 'a'" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("stream", "late", "mended"),
+    [
+        ({"mode": "tail", "start": "beginning"}, (4, "2024-01-01 00:00:00", "one"), "UPDATE t SET a = '4' WHERE id = 4"),
+        (
+            {"mode": "timestamp", "order_by": ["changed_at"]},
+            (6, "2024-01-02 00:00:00", "one"),
+            "UPDATE t SET a = '6', changed_at = '2024-03-01 00:00:00' WHERE id = 6",
+        ),
+    ],
+    ids=["came late", "was moved by its mending"],
+)
+async def test_a_row_that_is_not_where_its_page_was_is_replayed_by_its_key(
+    shop: Shop, capsys: pytest.CaptureFixture[str], stream: dict[str, Any], late: tuple[Any, ...], mended: str
+) -> None:
+    shop.fill(
+        "id INTEGER PRIMARY KEY, changed_at TIMESTAMP NOT NULL, a TEXT",
+        [(i, "2024-01-01 00:00:00", "1") for i in (1, 3, 5)],
+    )
+    path = shop.write({}, **stream, transforms=[{"cast": {"a": "int"}}])
+    for rows in ([], [late]):
+        with sqlite3.connect(shop.folder / "shop.db") as table:
+            table.executemany("INSERT INTO t VALUES (?, ?, ?)", rows)
+        await Service(load_config(path), metrics=Metrics(), run_id="r").run(once=True, stop=asyncio.Event())
+    assert await shop.keys() == [1, 3, 5]
+    assert len(await shop.letters()) == 1
+    table.execute(mended)
+    table.commit()
+    table.close()
+    code, told = await asyncio.to_thread(_told, capsys, "replay", str(path), "t")
+    assert (code, told["sent"], told["not_found"]) == (0, 1, 0)
+    assert await shop.keys() == sorted([1, 3, 5, late[0]])
+
+
 async def test_without_letters_there_is_nothing_to_do(shop: Shop, capsys: pytest.CaptureFixture[str]) -> None:
     shop.fill("id INTEGER PRIMARY KEY", [(1,)])
     path = str(shop.write({}))
