@@ -125,7 +125,9 @@ class Metrics:
         self.backfill_rows_total_estimate = gauge(
             "backfill_rows_total_estimate", "About how many rows the snapshot has in all."
         )
-        self.backfill_rows_remaining = gauge("backfill_rows_remaining", "About how many rows are still to come.")
+        self.backfill_rows_remaining = gauge(
+            "backfill_rows_remaining", "About how many rows of the splits that this process runs are still to come."
+        )
         self.backfill_eta_seconds = gauge("backfill_eta_seconds", "About how long the rest will take.")
         self.splits = gauge("splits", "Splits by state.", "state")
         self.source_lag_seconds = gauge("source_lag_seconds", "Time since the source's end was seen: the topic's age.")

@@ -61,7 +61,7 @@ class StreamStatus:
     bytes_acked: int = 0
     dead_letters: int = 0
     rows_total_estimate: int | None = None
-    rows_remaining: int | None = None
+    rows_remaining: int | None = None  # of the whole stream, also where others run parts of it
     error: str | None = None
     hint: str | None = None
     retrying: str | None = None
@@ -121,6 +121,7 @@ class Stream:
         self._written: Any = None  # the Arrow schema that the writer was opened for
         self._units: list[Unit] = []
         self._last_progress = 0.0
+        self._left: int | None = None  # rows still to come of the splits that this process runs
         self._next_free = 0.0
         self._changes = Changes()
         self._holes_expired = 0  # of the stream, as far as they have been counted
@@ -208,7 +209,8 @@ class Stream:
             )
         before = status.rows_committed
         status.rows_total_estimate = dataset.rows_estimate
-        status.rows_remaining = max(0, dataset.rows_estimate - before) if dataset.rows_estimate is not None else None
+        self._left = max(0, dataset.rows_estimate - before) if dataset.rows_estimate is not None else None
+        status.rows_remaining = self._left
         self._dataset = dataset
         self.started = True
         await self._remember_pause()
@@ -399,6 +401,8 @@ class Stream:
         status.bytes_acked += size
         if status.rows_remaining is not None:
             status.rows_remaining = max(0, status.rows_remaining - rows)
+        if self._left is not None:
+            self._left = max(0, self._left - rows)
         self._metrics.ack_seconds.observe(seconds)
         self._engine.trace(self.config.name, "send", seconds, rows)
         self._metrics.records_acked.inc(rows)
@@ -455,10 +459,10 @@ class Stream:
         rate_from = (time.monotonic(), status.rows_acked)
         while True:
             self._show_status()
-            if status.rows_remaining is not None:
+            if self._left is not None:
                 seconds, rows = time.monotonic() - rate_from[0], status.rows_acked - rate_from[1]
                 if rows and seconds:
-                    metrics.backfill_eta_seconds.set(status.rows_remaining / (rows / seconds))
+                    metrics.backfill_eta_seconds.set(self._left / (rows / seconds))
             rate_from = (time.monotonic(), status.rows_acked)
             await asyncio.sleep(WATCH_INTERVAL_S)
             with contextlib.suppress(ProducerError):  # what lasts, the reading meets as well
@@ -469,9 +473,11 @@ class Stream:
                 ]
                 known = [rows for rows in asked if rows is not None]
                 if len(known) == len(asked):
-                    status.rows_remaining = sum(known)
+                    self._left = sum(known)
+                    if not status.shared:
+                        status.rows_remaining = self._left
                     if self.config.mode != "snapshot":
-                        metrics.source_lag_rows.set(status.rows_remaining)
+                        metrics.source_lag_rows.set(self._left)
 
     def _show_status(self) -> None:
         """The gauges that say what the status says."""
@@ -489,8 +495,8 @@ class Stream:
             metrics.source_lag_seconds.set(max(oldest_s, *behind_s, 0.0))
         if status.rows_total_estimate is not None:
             metrics.backfill_rows_total_estimate.set(status.rows_total_estimate)
-        if status.rows_remaining is not None:
-            metrics.backfill_rows_remaining.set(status.rows_remaining)
+        if self._left is not None:
+            metrics.backfill_rows_remaining.set(self._left)
 
 
 @asynccontextmanager

@@ -20,6 +20,8 @@ from producer.commands import options
 from producer.errors import ConfigError, PermanentError, SourceUnavailableError
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from producer.config import Config
 
 _WRONG_ARGUMENTS = (400, 404)
@@ -28,10 +30,14 @@ _TIMEOUT_S = 20.0  # longer than the run takes to say that its store is away
 
 @dataclass(frozen=True, slots=True)
 class Address:
-    """Where a run answers: ``http://host:port`` (or https), and its token."""
+    """Where a run answers (``http://host:port``, or https), its token, and the `app` that it should be of, if known.
+
+    Where the port was taken by another producer's run when ours began, ours has chosen one of its own.
+    """
 
     base: str
     token: str | None = None
+    app: str | None = None
 
 
 def add_parser(subparsers: Any) -> None:
@@ -61,6 +67,8 @@ def run(args: argparse.Namespace) -> int:
                 "neither --from nor --to is given", hint="producer replay CONFIG STREAM --from 100 --to 200"
             )
     address = address_of(args)
+    if address.app is not None:
+        refuse_other_app(address, ask(address, "GET", "/streams"))
     told = ask(address, "POST", f"/streams/{quote(args.stream, safe='')}/{args.command}", body)
     if args.json:
         options.say_json(told)
@@ -90,6 +98,15 @@ def address_of(args: argparse.Namespace) -> Address:
     return address
 
 
+def refuse_other_app(address: Address, told: Mapping[str, Any]) -> None:
+    """ConfigError where the answer to ``/streams`` is of a run of another configuration."""
+    if told.get("app") != address.app:
+        raise ConfigError(
+            f"at {address.base} answers the run of app {str(told.get('app'))!r}, not of {address.app!r}",
+            hint="give the URL that the run has logged, or set http.port",
+        )
+
+
 def is_url(target: str) -> bool:
     return target.startswith(("http://", "https://"))
 
@@ -103,7 +120,7 @@ def configured(config: Config) -> Address | None:
         if (address := ipaddress.ip_address(host)).is_unspecified:
             host = "127.0.0.1" if address.version == 4 else "::1"
     token = config.http.token.get_secret_value() if config.http.token is not None else None
-    return Address(f"http://{f'[{host}]' if ':' in host else host}:{config.http.port}", token)
+    return Address(f"http://{f'[{host}]' if ':' in host else host}:{config.http.port}", token, config.app)
 
 
 def ask(address: Address, method: str, path: str, body: Any = None, timeout_s: float = _TIMEOUT_S) -> dict[str, Any]:

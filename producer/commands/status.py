@@ -11,7 +11,7 @@ from collections import Counter
 from typing import TYPE_CHECKING, Any
 
 from producer.commands import options
-from producer.commands.control import address_of, ask, configured, is_url
+from producer.commands.control import address_of, ask, configured, is_url, refuse_other_app
 from producer.errors import CheckpointCorruptError, ProducerError
 
 if TYPE_CHECKING:
@@ -57,9 +57,10 @@ def _ask_running(config: Config) -> list[dict[str, Any]] | None:
     if address is None:
         return None
     try:
-        streams = ask(address, "GET", "/streams", timeout_s=_TIMEOUT_S)["streams"]
+        told = ask(address, "GET", "/streams", timeout_s=_TIMEOUT_S)
+        refuse_other_app(address, told)
         ours = {stream.name for stream in config.streams}
-        return [stream for stream in streams if stream["name"] in ours] or None
+        return [stream for stream in told["streams"] if stream["name"] in ours] or None
     except (ProducerError, KeyError, TypeError):
         return None  # something else listens there, or nothing
 

@@ -241,3 +241,18 @@ def test_a_pause_by_command_holds_over_a_restart_until_the_resume(run: Run, sqli
         assert "the token is missing or wrong" in refused.stderr
     assert run.command("pause", run.path, "events").returncode == 1
     assert f"no producer answers at {run.url}" in run.command("pause", run.path, "events").stderr
+
+
+def test_a_command_for_another_app_touches_no_stream_of_the_run_that_has_the_port(
+    run: Run, sqlite: sqlite3.Connection, tmp_path: Path
+) -> None:
+    other = tmp_path / "other.yaml"
+    other.write_text(run.path.read_text().replace(f"app: {run.topic}", "app: other"))
+    with run.going():
+        run.until(lambda found: found["rows_acked"] == ROWS)
+        refused = run.command("pause", other, "events")
+        assert refused.returncode == 2
+        assert f"answers the run of app '{run.topic}', not of 'other'" in refused.stderr
+        assert run.stream()["state"] == "running"
+        assert not run.answer("status", other)["running"]
+        assert run.answer("status", run.path)["running"]

@@ -248,7 +248,11 @@ async def test_list_shows_letters_and_replay_sends_what_has_been_mended(
 @pytest.mark.parametrize(
     ("stream", "late", "mended"),
     [
-        ({"mode": "tail", "start": "beginning"}, (4, "2024-01-01 00:00:00", "one"), "UPDATE t SET a = '4' WHERE id = 4"),
+        (
+            {"mode": "tail", "start": "beginning"},
+            (4, "2024-01-01 00:00:00", "one"),
+            "UPDATE t SET a = '4' WHERE id = 4",
+        ),
         (
             {"mode": "timestamp", "order_by": ["changed_at"]},
             (6, "2024-01-02 00:00:00", "one"),

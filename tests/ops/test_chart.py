@@ -136,6 +136,10 @@ def test_one_reader_at_a_time_unless_pods_share_the_splits(helm: str) -> None:
 def test_an_autoscaler_decides_alone_how_many_pods_there_are(helm: str) -> None:
     for kind in ("keda", "hpa"):
         assert "replicas" not in one(template(helm, SHAPES[kind]), "Deployment")["spec"]
+    (trigger,) = one(template(helm, SHAPES["keda"]), "ScaledObject")["spec"]["triggers"]
+    assert trigger["metadata"]["query"].startswith(
+        "sum(producer_backfill_rows_remaining{"
+    )  # each pod tells its own part
 
 
 def test_dumps_stop_when_caught_up_and_a_deployment_does_not(helm: str) -> None:

@@ -12,6 +12,7 @@ from typing import Any, cast
 
 import pytest
 
+from producer import stream as streams
 from producer.config import Config, StreamConfig
 from producer.coordination import sharing
 from producer.coordination.membership import Membership
@@ -186,6 +187,29 @@ async def test_a_pause_that_is_asked_for_while_a_stream_starts_is_kept() -> None
         await stream.pause()
         await stream.start()
     assert store.states["t"].paused
+
+
+async def test_a_workers_gauge_is_of_its_own_part_and_its_status_of_the_whole_stream(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Autoscaling and dashboards add the gauges of all workers up."""
+    monkeypatch.setattr(streams, "WATCH_INTERVAL_S", 0.01)
+    held: list[asyncio.Future[None]] = []
+
+    def hold(count: int, page: Prepared) -> asyncio.Future[None]:
+        held.append(asyncio.get_running_loop().create_future())
+        return held[-1]
+
+    async with two_workers(MemoryLendingStore(), rows=200, cuts=(50,), answer=hold, once=False) as workers:
+        await workers.until(lambda: len(held) >= 2)
+        await workers.until(lambda: [gauge_of(stream) for stream in workers.streams] == [50, 150])
+        await asyncio.sleep(0.1)  # some more looks at the others' units
+        assert [gauge_of(stream) for stream in workers.streams] == [50, 150]
+        assert [stream.status.rows_remaining for stream in workers.streams] == [200, 200]
+
+
+def gauge_of(stream: SharedStream) -> float:
+    return float(stream._metrics.backfill_rows_remaining._value.get())
 
 
 async def test_a_pause_and_a_resume_through_either_worker_hold_for_both() -> None:
