@@ -327,6 +327,7 @@ def _taken_over(stream: str) -> CheckpointConflictError:
 _AWAY = (
     asyncpg.PostgresConnectionError,
     asyncpg.InterfaceError,
+    asyncpg.InternalClientError,  # a line that broke in the midst of an answer: its connection is not used again
     asyncpg.OperatorInterventionError,
     asyncpg.InsufficientResourcesError,
     asyncpg.TransactionRollbackError,

@@ -241,6 +241,23 @@ async def test_commits_go_on_over_restarts_of_the_server(
     assert state.epoch == epoch
 
 
+async def test_a_line_that_breaks_in_the_midst_of_an_answer_is_a_store_that_is_away(
+    postgres_dsn: str, open_store: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The driver tells such a line, now and then, by an error about its own state."""
+    store = await open_store(postgres_dsn)
+    epoch = await started(store, "broken", split(0))
+
+    def broken(connection: asyncpg.Connection) -> None:
+        raise asyncpg.InternalClientError("cannot switch to state 15; another operation (2) is in progress")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(asyncpg.Connection, "transaction", broken)
+        with pytest.raises(StoreUnavailableError):
+            await store.commit("broken", epoch, [split(0, 1, rows=1)])
+    await store.commit("broken", epoch, [split(0, 1, rows=1)])
+
+
 @pytest.mark.parametrize(
     ("url", "error"),
     [

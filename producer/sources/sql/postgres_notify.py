@@ -20,6 +20,7 @@ async def listening(options: Options, channel: str, wake: Callable[[], None]) ->
     """Calls `wake` at each NOTIFY on `channel`, and at each new connection; until cancelled."""
     import asyncpg
 
+    lost = (OSError, TimeoutError, asyncpg.PostgresError, asyncpg.InterfaceError, asyncpg.InternalClientError)
     parts = urlsplit(options.url)
     query = parts.query.replace("+", "%2B")  # for this driver it would be a space, for libpq it is none
     url = f"postgresql://{parts.netloc}{parts.path}?{query}"
@@ -28,7 +29,7 @@ async def listening(options: Options, channel: str, wake: Callable[[], None]) ->
         try:
             await _until_lost(url, options.connect_timeout_s, channel, wake)
             wait_s = RETRY_S
-        except (OSError, TimeoutError, asyncpg.PostgresError, asyncpg.InterfaceError) as error:
+        except lost as error:
             log.warning("not listening to NOTIFY, polling only", channel=channel, reason=type(error).__name__)
             await asyncio.sleep(wait_s)
             wait_s = min(2 * wait_s, MAX_RETRY_S)
