@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import subprocess
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
@@ -183,12 +184,65 @@ def test_no_pod_has_a_token_or_a_writable_root(rendered: dict[str, list[Document
             assert container["readinessProbe"]["httpGet"]["path"] == "/readyz"
 
 
+ALERTS: list[dict[str, Any]] = yaml.safe_load((CHART.parent / "dashboards/alerts.yaml").read_text())["groups"]
+WATCHED: Values = {"prometheusRule": {"enabled": True}}
+
+
 def test_the_alerts_are_those_of_the_file_with_reachable_runbooks(helm: str) -> None:
     url = "https://docs.example/runbooks.html"
-    rule = one(template(helm, {"prometheusRule": {"enabled": True, "runbookUrl": url}}), "PrometheusRule")
-    alerts = yaml.safe_load((CHART.parent / "dashboards/alerts.yaml").read_text())
-    text = json.dumps(alerts).replace("docs/runbooks.md#", f"{url}#")
-    assert rule["spec"] == json.loads(text)
+    found = one(template(helm, {"prometheusRule": {"enabled": True, "runbookUrl": url}}), "PrometheusRule")
+    groups = json.loads(json.dumps(ALERTS).replace("docs/runbooks.md#", f"{url}#"))
+    for group in (*groups, *found["spec"]["groups"]):
+        for rule in group["rules"]:
+            rule.pop("expr")
+    assert found["spec"]["groups"] == groups
+
+
+@pytest.mark.parametrize("workload", ["job", "cronjob"])
+def test_nobody_is_woken_between_two_runs_of_a_job(helm: str, workload: str) -> None:
+    (group,) = one(template(helm, WATCHED, {"workload": workload}), "PrometheusRule")["spec"]["groups"]
+    alerts = [rule["alert"] for rule in ALERTS[0]["rules"]]
+    assert [rule["alert"] for rule in group["rules"]] == [name for name in alerts if name != "ProducerAbsent"]
+
+
+def of_release(case: dict[str, Any], namespace: str, service: str) -> dict[str, Any]:
+    """A case of promtool with its series, and the alerts on them, as the Prometheus operator labels a release's."""
+    own = {"namespace": namespace, "service": service}
+    labels = ", ".join(f'{label}="{value}"' for label, value in own.items())
+    case = deepcopy(case)
+    for series in case["input_series"]:
+        metric, _, others = series["series"].partition("{")
+        series["series"] = f"{metric}{{{labels}, {others}" if others else f"{metric}{{{labels}}}"
+    for check in case["alert_rule_test"]:
+        for alert in check["exp_alerts"]:
+            alert["exp_labels"] |= own
+    return case
+
+
+def test_alerts_of_a_release_fire_on_it_and_not_on_another(
+    helm: str, prometheus: tuple[str, str], tmp_path: Path
+) -> None:
+    """Each case beside releases of which all cases are true: they neither add to the alerts nor hide one."""
+    name = "shop-streaming-producer"
+    plain = yaml.safe_load(Path(__file__).with_name("alerts_test.yaml").read_text())["tests"]
+    cases = [of_release(case, "data", name) for case in plain]
+    others = {
+        series["series"]: series
+        for case in plain
+        for release in (("data", "other"), ("elsewhere", name))
+        for series in of_release(case, *release)["input_series"]
+    }
+    for case in cases:
+        case["input_series"] += others.values()
+    found = one(template(helm, WATCHED), "PrometheusRule")
+    (tmp_path / "rules.yaml").write_text(yaml.safe_dump(found["spec"]))
+    tests = {"rule_files": ["rules.yaml"], "evaluation_interval": "1m", "tests": cases}
+    (tmp_path / "tests.yaml").write_text(yaml.safe_dump(tests))
+    done = subprocess.run(
+        [prometheus[1], "test", "rules", "tests.yaml"],
+        cwd=tmp_path, capture_output=True, text=True, check=False, timeout=60,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr
 
 
 def test_the_dashboards_are_those_of_the_files(helm: str) -> None:
