@@ -13,18 +13,45 @@
 {{- mergeOverwrite (deepCopy .Values.config) (dict "http" $http) | toYaml -}}
 {{- end -}}
 
+{{/* Keys, of the configuration and of URLs, that hold a secret: how they end. */}}
+{{- define "producer.secretKey" -}}
+(?i:password|passwd|passphrase|pwd|secret|token|api_?key|api_hash|session|salt)
+{{- end -}}
+
+{{/* Refuses what is a secret and no reference to one; what it says names the place alone. Context: "at", the value's
+place; "key", the key that it or its list stands under; "value". */}}
+{{- define "producer.refuseSecrets" -}}
+{{- $context := . -}}
+{{- if kindIs "map" .value -}}
+{{- range $key, $value := .value -}}
+{{- include "producer.refuseSecrets" (dict "at" (printf "%s.%s" $context.at $key) "key" $key "value" $value) -}}
+{{- end -}}
+{{- else if kindIs "slice" .value -}}
+{{- range $index, $value := .value -}}
+{{- include "producer.refuseSecrets" (dict "at" (printf "%s[%d]" $context.at $index) "key" $context.key "value" $value) -}}
+{{- end -}}
+{{- else if not (kindIs "invalid" .value) -}}
+{{- $instead := "put it into a Secret, list that in secretFiles or secretEnv, and write ${file:/run/secrets/SECRET/KEY} or ${NAME} instead" -}}
+{{- /* What stands there itself: without the references, but with what they have as their default. */ -}}
+{{- $open := regexReplaceAll `\$\{(?:file:[^}]*|\w+(?::-([^}]*))?)\}` (toString .value) "${1}" | trim -}}
+{{- $secret := include "producer.secretKey" . -}}
+{{- /* The keys of these are columns. */ -}}
+{{- $columns := regexMatch `\.transforms\[\d+\]\.(rename|cast|constant)\.|^config\.sources\.[^.]+\.columns\.` .at -}}
+{{- if and $open (regexMatch (printf "%s$" $secret) .key) (not $columns) -}}
+{{- fail (printf "%s has a secret in the open: %s" .at $instead) -}}
+{{- end -}}
+{{- if regexMatch (printf `://([^:/@\s]*:[^@\s]+@|\S*[?&;][^=&;\s]*%s=[^&;#\s])` $secret) $open -}}
+{{- fail (printf "%s is a URL with its password in the open: %s" .at $instead) -}}
+{{- end -}}
+{{- end -}}
+{{- end -}}
+
 {{- define "producer.validate" -}}
 {{- $config := .Values.config -}}
 {{- if not (and $config.streams $config.sources) -}}
 {{- fail "config needs sources and streams: see the chart's README" -}}
 {{- end -}}
-{{- $text := toYaml $config -}}
-{{- with regexFind `(?m)^[ -]*([a-z_]*password|api_hash|session|token|salt): ["']?[^"'$\s][^$\n]*$` $text -}}
-{{- fail (printf "config has a secret in the open at %q: put it into a Secret, list that in secretFiles or secretEnv, and write ${file:/run/secrets/SECRET/KEY} or ${NAME} instead" (regexFind `[a-z_]+` .)) -}}
-{{- end -}}
-{{- if regexMatch `://[^/\s:@]*:[^$/\s@][^/\s@$]*@` $text -}}
-{{- fail "config has a URL with its password in the open: put the password into a Secret, list that in secretFiles or secretEnv, and write ${file:/run/secrets/SECRET/KEY} or ${NAME} instead" -}}
-{{- end -}}
+{{- include "producer.refuseSecrets" (dict "at" "config" "key" "" "value" $config) -}}
 {{- $checkpoints := $config.checkpoints | default dict -}}
 {{- if eq ($checkpoints.type | default "file") "file" -}}
 {{- if not .Values.persistence.enabled -}}
