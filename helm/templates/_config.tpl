@@ -48,6 +48,9 @@ place; "key", the key that it or its list stands under; "value". */}}
 
 {{- define "producer.validate" -}}
 {{- $config := .Values.config -}}
+{{- if not (regexMatch `^[a-z][-a-z0-9]*$` (include "producer.fullname" .)) -}}
+{{- fail (printf "%q cannot be a Service's name: set fullnameOverride to lower-case letters, digits and hyphens, a letter first" (include "producer.fullname" .)) -}}
+{{- end -}}
 {{- if not (and $config.streams $config.sources) -}}
 {{- fail "config needs sources and streams: see the chart's README" -}}
 {{- end -}}

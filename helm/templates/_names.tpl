@@ -6,7 +6,7 @@
 {{- define "producer.fullname" -}}
 {{- $name := include "producer.name" . -}}
 {{- $whole := ternary .Release.Name (printf "%s-%s" .Release.Name $name) (contains $name .Release.Name) -}}
-{{- default $whole .Values.fullnameOverride | trunc 50 | trimSuffix "-" -}}
+{{- default $whole .Values.fullnameOverride | replace "." "-" | trunc 50 | trimAll "-" -}}
 {{- end -}}
 
 {{- define "producer.selector" -}}

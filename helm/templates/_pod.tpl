@@ -113,9 +113,9 @@ spec:
         - name: state
           mountPath: /var/lib/producer
         {{- end }}
-        {{- range .Values.secretFiles }}
-        - name: secret-{{ . | replace "." "-" | trunc 50 }}
-          mountPath: /run/secrets/{{ . }}
+        {{- range $index, $secret := .Values.secretFiles }}
+        - name: secret-{{ $index }}
+          mountPath: /run/secrets/{{ $secret }}
           readOnly: true
         {{- end }}
         {{- with .Values.extraVolumeMounts }}
@@ -133,10 +133,11 @@ spec:
       persistentVolumeClaim:
         claimName: {{ default (printf "%s-state" $fullname) .Values.persistence.existingClaim }}
     {{- end }}
-    {{- range .Values.secretFiles }}
-    - name: secret-{{ . | replace "." "-" | trunc 50 }}
+    {{- /* A Secret's name may be longer than a volume's, and have dots. */}}
+    {{- range $index, $secret := .Values.secretFiles }}
+    - name: secret-{{ $index }}
       secret:
-        secretName: {{ . }}
+        secretName: {{ $secret }}
         defaultMode: 0440
     {{- end }}
     {{- with .Values.extraVolumes }}

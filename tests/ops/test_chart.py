@@ -174,6 +174,26 @@ def test_a_pod_gets_longer_to_end_than_it_takes_to_drain(helm: str) -> None:
     assert pod(template(helm, longer))["spec"]["containers"][0]["lifecycle"]["preStop"]
 
 
+def test_each_secret_is_a_volume_of_a_name_that_is_valid_and_its_own(helm: str) -> None:
+    secrets = ["kafka.tls", "kafka-tls", "a" * 42 + "-shop", "a" * 42 + ".password"]
+    spec = pod(template(helm, {"secretFiles": secrets}))["spec"]
+    names = {volume["name"]: volume["secret"]["secretName"] for volume in spec["volumes"] if "secret" in volume}
+    assert list(names.values()) == secrets
+    assert all(re.fullmatch("[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?", name) for name in names)
+    mounts = {mount["mountPath"]: mount["name"] for mount in spec["containers"][0]["volumeMounts"]}
+    assert all(mounts[f"/run/secrets/{secret}"] == name for name, secret in names.items())
+
+
+@pytest.mark.parametrize("release", ["my.shop", "a" * 48 + "--b", "a" * 49 + ".b"])
+@pytest.mark.parametrize("workload", ["deployment", "job", "cronjob"])
+def test_whatever_the_release_is_called_its_objects_have_valid_names(helm: str, release: str, workload: str) -> None:
+    longest = {"Service": 63, "CronJob": 52, "Job": 63}
+    for document in template(helm, {"workload": workload}, release=release):
+        name = document["metadata"]["name"]
+        assert re.fullmatch("[a-z]([-a-z0-9]*[a-z0-9])?", name)
+        assert len(name) <= longest.get(document["kind"], 253)
+
+
 def test_no_pod_has_a_token_or_a_writable_root(rendered: dict[str, list[Document]]) -> None:
     for found in rendered.values():
         spec = pod(found)["spec"]
@@ -265,6 +285,9 @@ REFUSED: list[tuple[Values, str]] = [
     ({"secretFiles": ["Not_A_Name"]}, "secretFiles"),
     ({"autoscaling": {"type": "vpa"}}, "autoscaling"),
     ({"serviceMonitor": {"interval": "often"}}, "interval"),
+    ({"secretFiles": ["shop", "shop"]}, "secretFiles"),
+    ({"fullnameOverride": "1-shop"}, "set fullnameOverride"),
+    ({"nameOverride": "Shop_1"}, "set fullnameOverride"),
     ({"config": {"streams": []}}, "config needs sources and streams"),
     ({"replicas": 2}, "coordination: kafka"),
     (merged(STANDBY, {"autoscaling": {"type": "hpa"}}), "stand by do no work"),
