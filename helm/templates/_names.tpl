@@ -28,3 +28,10 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" }}
 {{- default "default" .Values.serviceAccount.name -}}
 {{- end -}}
 {{- end -}}
+
+{{/* The namespace that is let in to scrape; empty where none is. */}}
+{{- define "producer.prometheusNamespace" -}}
+{{- if and .Values.serviceMonitor.enabled .Values.networkPolicy.enabled -}}
+{{- .Values.networkPolicy.prometheusNamespace | default "" -}}
+{{- end -}}
+{{- end -}}

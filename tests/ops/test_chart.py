@@ -174,6 +174,44 @@ def test_a_pod_gets_longer_to_end_than_it_takes_to_drain(helm: str) -> None:
     assert pod(template(helm, longer))["spec"]["containers"][0]["lifecycle"]["preStop"]
 
 
+def scrapers(helm: str, *layers: Values) -> list[Any]:
+    """Who the NetworkPolicy lets in, rule by rule."""
+    policy = one(template(helm, *layers), "NetworkPolicy")["spec"]
+    return [rule["from"] for rule in policy["ingress"] or []]
+
+
+def test_prometheus_is_let_in_from_its_namespace_where_it_is_told_to_scrape(helm: str) -> None:
+    def namespace(name: str) -> dict[str, Any]:
+        return {"namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": name}}}
+
+    on: Values = {"serviceMonitor": {"enabled": True}}
+    asked = one(template(helm, SHAPES["keda"]), "ScaledObject")["spec"]["triggers"][0]["metadata"]["serverAddress"]
+    assert asked.startswith("http://prometheus-operated.monitoring:")
+    assert scrapers(helm, on) == [[{"podSelector": {}}, namespace("monitoring")]]
+    assert scrapers(helm, on, {"networkPolicy": {"from": [], "prometheusNamespace": "m"}}) == [[namespace("m")]]
+    for closed in ({}, merged(on, {"networkPolicy": {"prometheusNamespace": ""}})):
+        assert scrapers(helm, closed) == [[{"podSelector": {}}]]
+    # As values of a release before this one, taken over. A rule without peers would let everybody in.
+    assert scrapers(helm, on, {"networkPolicy": {"from": None, "prometheusNamespace": None}}) == []
+
+
+@pytest.mark.parametrize(
+    ("values", "said"),
+    [
+        ({}, "let in from namespace monitoring; if yours is in another one, set networkPolicy.prometheusNamespace"),
+        ({"networkPolicy": {"prometheusNamespace": ""}}, "let in only where networkPolicy.from says so"),
+        ({"networkPolicy": {"enabled": False}}, None),
+        ({"serviceMonitor": {"enabled": False}}, None),
+    ],
+)
+def test_the_notes_tell_from_where_prometheus_is_let_in(helm: str, values: Values, said: str | None) -> None:
+    layers = merged(BASE, {"serviceMonitor": {"enabled": True}}, values)
+    done = run(helm, "install", "shop", str(CHART), "--dry-run=client", values=layers)
+    assert done.returncode == 0, done.stderr
+    notes = done.stdout.partition("NOTES:")[2]
+    assert said in notes if said else "Prometheus" not in notes
+
+
 def test_each_secret_is_a_volume_of_a_name_that_is_valid_and_its_own(helm: str) -> None:
     secrets = ["kafka.tls", "kafka-tls", "a" * 42 + "-shop", "a" * 42 + ".password"]
     spec = pod(template(helm, {"secretFiles": secrets}))["spec"]
