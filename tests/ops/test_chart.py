@@ -6,6 +6,7 @@ import itertools
 import json
 import re
 import subprocess
+import textwrap
 from collections.abc import Iterator
 from copy import deepcopy
 from pathlib import Path
@@ -473,6 +474,19 @@ def test_every_value_has_a_schema_that_takes_no_unknown_key() -> None:
 
     schema = json.loads((CHART / "values.schema.json").read_text())
     check(yaml.safe_load((CHART / "values.yaml").read_text()), schema, "values")
+
+
+def test_what_the_readme_installs_is_the_image_that_it_builds_and_pushes(helm: str, tmp_path: Path) -> None:
+    install = (CHART / "README.md").read_text().partition("## Install")[2].partition("\n## ")[0]
+    blocks = [textwrap.dedent(block) for block in re.findall(r"(?:^    .*\n)+", install, re.MULTILINE)]
+    build = next(block for block in blocks if " build " in block)
+    values = next(yaml.safe_load(block) for block in blocks if "config:" in block)
+    done = run(helm, "template", "shop", str(CHART), "--namespace", "data", values=values)
+    found = documents(done.stdout)
+    assert loaded(found, tmp_path).app == "shop-export"
+    image = pod(found)["spec"]["containers"][0]["image"]
+    assert build == f"podman build -t {image} .\npodman push {image}\n"
+    assert blocks.index(build) < next(i for i, block in enumerate(blocks) if block.startswith("helm upgrade --install"))
 
 
 def test_values_and_readme_are_current() -> None:
