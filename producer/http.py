@@ -1,6 +1,7 @@
 """Owns the HTTP side: metrics, liveness, readiness, the state of the streams, and pause, resume and replay.
 
-The pages and the OpenAPI document are files in ``producer/web``. Who may change something: see `_refuse_change`.
+The pages and the OpenAPI document are files in ``producer/web``. Who may change something: see `_refuse_change`; who
+may read: see `_refuse_other_name`.
 ``/livez`` says only that the event loop turns: it never depends on Kafka or a source, or a broken broker would get
 every producer restarted. ``/readyz`` is 200 when every stream has been started or stands by, and says why otherwise.
 """
@@ -45,6 +46,8 @@ _SECURITY_HEADERS = {
     "Referrer-Policy": "no-referrer",
     "Cache-Control": "no-store",
 }
+#: By which proxies say that they are some. One that says nothing cannot be told from a program of this machine.
+_OF_PROXIES = ("Forwarded", "Via", "X-Forwarded-For", "X-Forwarded-Host", "X-Forwarded-Proto", "X-Real-IP")
 
 
 def bind(config: HttpConfig) -> socket.socket:
@@ -82,7 +85,7 @@ async def serving(listener: socket.socket, metrics: Metrics, service: Service, r
     """Answers requests on `listener` inside ``async with``, and closes it. `redact` goes over streams' errors."""
     from aiohttp import web
 
-    application = _application(metrics, service, redact, service.config.http.token)
+    application = _application(metrics, service, redact, on_loopback=_is_loopback(str(listener.getsockname()[0])))
     runner = web.AppRunner(application, access_log=None, shutdown_timeout=_SHUTDOWN_S)
     try:
         await runner.setup()
@@ -94,8 +97,10 @@ async def serving(listener: socket.socket, metrics: Metrics, service: Service, r
         listener.close()
 
 
-def _application(metrics: Metrics, service: Service, redact: Redact, token: SecretStr | None) -> web.Application:
+def _application(metrics: Metrics, service: Service, redact: Redact, *, on_loopback: bool) -> web.Application:
     from aiohttp import web
+
+    config = service.config.http
 
     async def livez(_: web.Request) -> web.Response:
         return web.Response(text="ok\n")
@@ -154,8 +159,11 @@ def _application(metrics: Metrics, service: Service, redact: Redact, token: Secr
     @web.middleware
     async def guarded(request: web.Request, handler: Any) -> web.StreamResponse:
         try:
+            name = _asked_name(request)
+            if on_loopback:
+                _refuse_other_name(request, name, config)
             if request.method not in ("GET", "HEAD"):
-                _refuse_change(request, token)
+                _refuse_change(request, name, config.token)
             response: web.StreamResponse = await handler(request)
         except _Answer as refusal:
             response = web.json_response(
@@ -165,11 +173,14 @@ def _application(metrics: Metrics, service: Service, redact: Redact, token: Secr
             status = 400 if isinstance(error, ConfigError) else 503 if isinstance(error, TransientError) else 409
             told = {"error": redact(error.message), "hint": redact(error.hint)}
             response = web.json_response(told, status=status)
-        for header, value in _SECURITY_HEADERS.items():
-            response.headers.setdefault(header, value)
         return response
 
+    async def secured(_: web.Request, response: web.StreamResponse) -> None:
+        for header, value in _SECURITY_HEADERS.items():
+            response.headers.setdefault(header, value)
+
     application = web.Application(middlewares=[guarded], client_max_size=_MAX_BODY_BYTES)
+    application.on_response_prepare.append(secured)  # not in `guarded`: aiohttp's own errors do not come by there
     application.add_routes(
         [
             web.get("/", page("page.html")),
@@ -195,29 +206,68 @@ class _Answer(Exception):
         self.status, self.message, self.hint, self.headers = status, message, hint, headers
 
 
-def _refuse_change(request: web.Request, token: SecretStr | None) -> None:
+def _asked_name(request: web.Request) -> str:
+    """The name by which we are asked, without the port."""
+    try:
+        return urlsplit(f"//{request.host}").hostname or ""
+    except ValueError:
+        raise _Answer(400, "the Host header is not the name of a host") from None
+
+
+def _refuse_other_name(request: web.Request, name: str, config: HttpConfig) -> None:
+    """A port that only this machine reaches answers to the machine's own names, and to who knows the token.
+
+    A page of another site could otherwise read it: it has its own name lead here (DNS rebinding), and the browser
+    takes us for the same site. Browsers always send the name, so who sends none is no browser.
+    """
+    if "Host" not in request.headers or _is_own(name) or name == config.host.lower() or _knows(request, config.token):
+        return
+    raise _Answer(
+        403,
+        "only for a loopback host name, such as localhost",
+        "to ask by another name, send http.token, or listen on another address than loopback with http.host",
+    )
+
+
+def _refuse_change(request: web.Request, name: str, token: SecretStr | None) -> None:
     """Whoever may change something knows the token or, where none is configured, sits at this machine.
 
     A page of another site in the same browser may neither: browsers send its ``Origin``, and where its name has been
     made to lead here (DNS rebinding), that name stands in ``Host``.
     """
-    origin = request.headers.get("Origin")
-    if origin is not None and urlsplit(origin).netloc != request.host:
+    if _is_from_another_site(request):
         raise _Answer(403, "not from another site")
     if token is not None:
-        scheme, _, given = request.headers.get("Authorization", "").partition(" ")
-        known = hmac.compare_digest(given.strip().encode(), token.get_secret_value().encode())
-        if scheme.lower() != "bearer" or not known:
+        if not _knows(request, token):
             challenge = {"WWW-Authenticate": 'Bearer realm="producer"'}
             hint = "send Authorization: Bearer TOKEN, with the value of http.token"
             raise _Answer(401, "the token is missing or wrong", hint, challenge)
         return
-    forwarded = any(header in request.headers for header in ("Forwarded", "X-Forwarded-For", "Via"))
-    named = urlsplit(f"//{request.host}").hostname or ""
-    if forwarded or not _is_loopback(request.remote or "") or not (named == "localhost" or _is_loopback(named)):
+    forwarded = any(header in request.headers for header in _OF_PROXIES)
+    if forwarded or not _is_loopback(request.remote or "") or not _is_own(name):
         raise _Answer(
             403, "only from the machine itself", "to do this from elsewhere, configure http.token and send it"
         )
+
+
+def _is_from_another_site(request: web.Request) -> bool:
+    origin = request.headers.get("Origin")
+    try:
+        return origin is not None and urlsplit(origin).netloc != request.host
+    except ValueError:
+        return True
+
+
+def _knows(request: web.Request, token: SecretStr | None) -> bool:
+    """Whether the configured token is sent. A header's bytes that are no UTF-8 are compared as they came."""
+    scheme, _, given = request.headers.get("Authorization", "").partition(" ")
+    if token is None or scheme.lower() != "bearer":
+        return False
+    return hmac.compare_digest(given.strip().encode(errors="surrogateescape"), token.get_secret_value().encode())
+
+
+def _is_own(name: str) -> bool:
+    return name == "localhost" or _is_loopback(name)
 
 
 def _is_loopback(address: str) -> bool:

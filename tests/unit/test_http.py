@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import re
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -37,7 +38,7 @@ class OneStream:
     @property
     def config(self) -> Config:
         source = {"type": "sql", "url": "sqlite:///none"}
-        http: dict[str, Any] = {"token": self.token}
+        http: dict[str, Any] = {"token": self.token, "host": self.host}
         return Config.model_validate(
             {"sources": {"s": source}, "streams": [{"source": "s", "table": "t"}], "http": http}
         )
@@ -62,7 +63,7 @@ class OneStream:
 @asynccontextmanager
 async def served(service: OneStream) -> AsyncIterator[aiohttp.ClientSession]:
     listener = http.bind(HttpConfig(host=service.host, port=0))
-    base = "http://{}:{}".format(*listener.getsockname())
+    base = f"http://127.0.0.1:{listener.getsockname()[1]}"
 
     def redact(text: str) -> str:
         return text.replace(SECRET, HIDDEN)
@@ -209,6 +210,8 @@ async def test_with_the_token_state_is_changed_from_anywhere() -> None:
     [
         {"X-Forwarded-For": "203.0.113.9"},  # a proxy on this machine hands on what comes from elsewhere
         {"Forwarded": "for=203.0.113.9"},
+        {"X-Real-IP": "203.0.113.9"},
+        {"X-Forwarded-Host": "producer.example"},
         {"Host": "evil.example", "Origin": "http://evil.example"},  # its name leads here: DNS rebinding
         {"Host": "127.0.0.1.evil.example"},
     ],
@@ -219,6 +222,93 @@ async def test_without_a_token_only_the_machine_itself_changes_state(headers: di
         assert answer.status == 403
         assert "http.token" in await answer.text()
     assert service.status.state == "starting"
+
+
+@pytest.mark.parametrize("path", ["/", "/livez", "/readyz", "/metrics", "/streams", "/streams/events", "/none"])
+async def test_on_loopback_a_name_that_was_made_to_lead_here_reads_nothing(path: str) -> None:
+    """DNS rebinding: the browser takes the page of that name for the same site, and would hand it the answer."""
+    async with served(OneStream()) as session:
+        for host in ("evil.example", "127.0.0.1.evil.example:9464", "192.168.1.7"):
+            async with session.get(path, headers={"Host": host}) as answer:
+                assert answer.status == 403
+                assert "http.host" in (await answer.json())["hint"]
+
+
+@pytest.mark.parametrize("host", ["localhost", "LOCALHOST:9464", "127.0.0.1", "127.1.2.3:80", "[::1]:9464"])
+async def test_on_loopback_the_names_of_the_machine_itself_are_answered(host: str) -> None:
+    async with served(OneStream()) as session, session.get("/streams", headers={"Host": host}) as answer:
+        assert answer.status == 200
+
+
+async def test_on_loopback_another_name_is_answered_where_the_token_is_sent() -> None:
+    headers = {"Authorization": f"Bearer {TOKEN}", "Host": "producer.example"}
+    async with served(OneStream(token=TOKEN)) as session, session.get("/streams", headers=headers) as answer:
+        assert answer.status == 200
+
+
+async def test_on_all_addresses_any_name_is_answered() -> None:
+    async with (
+        served(OneStream(host="0.0.0.0")) as session,
+        session.get("/streams", headers={"Host": "producer.example"}) as answer,
+    ):
+        assert answer.status == 200
+
+
+async def raw(session: aiohttp.ClientSession, request: bytes) -> bytes:
+    """What is answered to bytes that no client of ours would send."""
+    assert session._base_url is not None
+    reader, writer = await asyncio.open_connection(session._base_url.host, session._base_url.port)
+    writer.write(request)
+    answer = await asyncio.wait_for(reader.read(), 10)
+    writer.close()
+    return answer
+
+
+@pytest.mark.parametrize(
+    ("lines", "status"),
+    [
+        (b"Host: localhost\r\nAuthorization: Bearer \xfc", b"401"),
+        (b"Host: localhost\r\nOrigin: http://[x", b"403"),
+        (b"Host: [::1", b"400"),
+        (b"Host: \xfc", b"403"),
+    ],
+)
+async def test_headers_that_are_none_are_refused_and_not_an_error_of_ours(
+    lines: bytes, status: bytes, caplog: pytest.LogCaptureFixture
+) -> None:
+    service = OneStream(token=TOKEN)
+    request = b"POST /streams/events/pause HTTP/1.1\r\n" + lines + b"\r\nConnection: close\r\n\r\n"
+    async with served(service) as session:
+        answer = await raw(session, request)
+    assert answer.split()[1] == status
+    assert (service.status.state, caplog.records) == ("starting", [])
+
+
+async def test_who_sends_no_host_is_no_browser_and_may_read() -> None:
+    async with served(OneStream()) as session:
+        answer = await raw(session, b"GET /livez HTTP/1.0\r\n\r\n")
+    assert answer.split()[1] == b"200"
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "status"),
+    [
+        ("GET", "/streams", 200),
+        ("GET", "/none", 404),
+        ("GET", "/streams/none", 404),
+        ("PUT", "/streams", 405),
+        ("POST", "/streams/events/replay", 413),
+        ("POST", "/streams/events/pause", 500),
+    ],
+)
+async def test_every_answer_has_the_headers_that_keep_browsers_careful(method: str, path: str, status: int) -> None:
+    service = OneStream()
+    service.trouble = cast(ProducerError, RuntimeError("unforeseen"))
+    body = b"x" * 100_000 if status == 413 else None
+    async with served(service) as session, session.request(method, path, data=body) as answer:
+        assert answer.status == status
+        for header, value in http._SECURITY_HEADERS.items():
+            assert answer.headers[header] == value
 
 
 async def test_a_short_token_is_refused_and_not_told() -> None:
@@ -263,7 +353,7 @@ async def test_the_openapi_document_has_every_route_and_tells_streams_as_they_ar
             told = await answer.json()
     routes = {
         (route.method.lower(), route.resource.canonical)
-        for route in http._application(Metrics(), cast(Service, service), str, None).router.routes()
+        for route in http._application(Metrics(), cast(Service, service), str, on_loopback=True).router.routes()
         if route.method != "HEAD" and route.resource is not None
     }
     assert routes == {
