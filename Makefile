@@ -61,7 +61,7 @@ bench: setup services
 # The pinned versions, newly resolved; hashes for all platforms, and no registry named.
 requirements: setup
 	$(BIN)/python -m uv --version >/dev/null 2>&1 || $(BIN)/python -m pip install --quiet uv
-	$(BIN)/python -m uv pip compile --quiet --upgrade $(COMPILE) --extra mysql --extra duckdb -o requirements.txt
+	$(BIN)/python -m uv pip compile --quiet --upgrade $(COMPILE) --extra mysql --extra duckdb --extra otel -o requirements.txt
 	$(BIN)/python -m uv pip compile --quiet --upgrade $(COMPILE) --extra dev --extra bench -o requirements-dev.txt
 	$(BIN)/python -m uv pip compile --quiet --upgrade $(PINNED) requirements-build.in -o requirements-build.txt
 

@@ -84,7 +84,10 @@ def pinned(name: str) -> dict[str, set[str]]:
 
 @pytest.mark.parametrize(
     ("name", "extras"),
-    [("requirements.txt", ("mysql", "duckdb")), ("requirements-dev.txt", ("dev", "docs", "test", "bench", "otel"))],
+    [
+        ("requirements.txt", ("mysql", "duckdb", "otel")),
+        ("requirements-dev.txt", ("dev", "docs", "test", "bench", "otel")),
+    ],
 )
 def test_what_is_pinned_is_what_the_package_asks_for(name: str, extras: tuple[str, ...]) -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
@@ -95,6 +98,11 @@ def test_what_is_pinned_is_what_the_package_asks_for(name: str, extras: tuple[st
         if normalized(requirement.name) != project["name"]:
             versions = locked[normalized(requirement.name)]
             assert all(requirement.specifier.contains(version, prereleases=True) for version in versions), requirement
+
+
+def test_the_lock_is_made_of_the_extras_that_the_image_is_to_have() -> None:
+    (line,) = [line for line in (ROOT / "Makefile").read_text().splitlines() if line.endswith("-o requirements.txt")]
+    assert set(re.findall(r"--extra (\S+)", line)) == {"mysql", "duckdb", "otel"}
 
 
 def test_what_is_tested_is_what_is_shipped() -> None:
@@ -155,6 +163,12 @@ def test_the_build_stage_makes_a_program_that_runs(built: Path) -> None:
     kernel = "import producer.encoding._kernel as k; print(k.__file__)"
     done = subprocess.run([built / "bin/python", "-I", "-c", kernel], capture_output=True, text=True, check=True)
     assert done.stdout.startswith(str(built))
+
+
+@pytest.mark.timeout(600)
+def test_it_can_trace(built: Path) -> None:
+    program = "from producer.tracing import tracing\nwith tracing('shop', enabled=True): pass"
+    subprocess.run([built / "bin/python", "-I", "-c", program], check=True, timeout=60)
 
 
 @pytest.mark.timeout(600)
