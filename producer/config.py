@@ -476,7 +476,8 @@ class Config(Model):
     http: HttpConfig = HttpConfig()
     lineage: LineageConfig | None = Field(default=None, description="OpenLineage events of each stream's run")
     opentelemetry: bool = Field(
-        default=False, description="traces, to where OTEL_EXPORTER_OTLP_ENDPOINT says; needs the extra otel"
+        default=False,
+        description="a trace for each page, to where OTEL_EXPORTER_OTLP_ENDPOINT says; needs the extra otel",
     )
     retry_timeout_s: float = Field(
         default=600.0, gt=0, description="a stream that has made no progress for so long fails"

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import sys
 import time
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from dataclasses import dataclass, field, replace
@@ -22,6 +23,7 @@ from producer.model import Checkpoint, KeyPosition, Page, Position
 from producer.pressure import Pressure
 from producer.protocols import PageReader, PageWriter, RememberingReader
 from producer.retry import attempts
+from producer.tracing import UNTRACED, OpenTraces, PageTrace
 
 FIRST_PAGE_ROWS = 64
 GROWTH = 8
@@ -40,6 +42,7 @@ class SplitProgress:
     halt: bool = False  # end the attempt early, drained: the split is about to be divided
     unacknowledged: dict[int, tuple[float, int]] = field(default_factory=dict)  # page: (time.monotonic() sent, rows)
     caught_up_at: float | None = None  # time.monotonic() before the last fetch that came to the source's end
+    traces: OpenTraces = field(default_factory=OpenTraces)
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,6 +111,8 @@ class StreamIO:
     row_bytes: int | None = None
     pressure: Pressure = field(default_factory=Pressure)
     deleted: Callable[[], Awaitable[Page | None]] | None = None  # rows that are gone, when it is time to look
+    #: Begins the trace of a page of a split that was fetched in so many seconds; without one, the fetch has failed.
+    trace: Callable[[str, Page | None, float], PageTrace] = lambda split_id, page, seconds: UNTRACED
 
 
 #: Saves checkpoints, all or none.
@@ -221,11 +226,18 @@ class Committer:
         if not changed:
             return
         started = time.perf_counter()
-        await self._save(changed)
+        try:
+            await self._save(changed)
+        except Exception as error:
+            for _, prefix, progress, _ in found:
+                progress.traces.commit(prefix.sequence, time.perf_counter() - started, error)
+            raise
+        seconds = time.perf_counter() - started
         for window, prefix, progress, checkpoint in found:
             window.committed(prefix)
             progress.checkpoint = checkpoint
-        self._told(changed, time.perf_counter() - started)
+            progress.traces.commit(prefix.sequence, seconds)
+        self._told(changed, seconds)
         async with self._room:
             self._room.notify_all()
         if any(window.full for window, *_ in self._windows.values()):
@@ -245,6 +257,7 @@ async def run_split(io: StreamIO, reader: PageReader, progress: SplitProgress) -
     stage = asyncio.create_task(_move(io, reader, progress, window, failure, held))
     progress.active = True
     progress.unacknowledged = {}  # late acknowledgements of an earlier attempt are not ours
+    progress.traces = OpenTraces()
     try:
         await asyncio.wait({stage, failure}, return_when=asyncio.FIRST_COMPLETED)
         if failure.done():
@@ -262,6 +275,11 @@ async def run_split(io: StreamIO, reader: PageReader, progress: SplitProgress) -
             reservation.release()
         held.clear()
         progress.unacknowledged.clear()
+        progress.traces.drop(sys.exception())
+
+
+#: A page, what it takes of the budget, and its trace.
+_Fetched = tuple[Page, Reservation, PageTrace]
 
 
 async def _move(
@@ -274,7 +292,7 @@ async def _move(
 ) -> None:
     """The stages of one attempt: fetching runs one page ahead of encoding and submitting."""
     sizer = PageSizer(io.limits, float(io.row_bytes or 0))
-    ahead: asyncio.Queue[tuple[Page, Reservation] | None] = asyncio.Queue(maxsize=1)
+    ahead: asyncio.Queue[_Fetched | None] = asyncio.Queue(maxsize=1)
     fetching = asyncio.create_task(_fetch(io, reader, progress, sizer, ahead, held))
 
     def wake(_: asyncio.Task[None]) -> None:
@@ -284,10 +302,8 @@ async def _move(
     fetching.add_done_callback(wake)
     try:
         while not (fetching.done() and ahead.empty()) and (item := await ahead.get()) is not None:
-            page, reservation = item
-            started = time.perf_counter()
-            prepared = await io.run_in_thread(partial(io.writer.prepare, page))
-            io.observe_encode(time.perf_counter() - started)
+            page, reservation, traced = item
+            prepared = await _encoded(io, page, traced)
             reservation.resize(prepared.bytes)
             await io.commits.room(window)
             sent = time.perf_counter()
@@ -300,7 +316,9 @@ async def _move(
                 waiting[sequence] = (time.monotonic(), page.rows)
                 held.discard(reservation)  # the sink has the page now, also when the attempt ends
                 future.add_done_callback(
-                    _Acknowledged(io, window, sequence, failure, reservation, waiting, sent, page.rows, prepared.bytes)
+                    _Acknowledged(
+                        io, window, sequence, failure, reservation, waiting, sent, page.rows, prepared.bytes, traced
+                    )
                 )
             del page, prepared, item
         await asyncio.wait({fetching})
@@ -312,6 +330,20 @@ async def _move(
     finally:
         fetching.cancel()
         await asyncio.wait({fetching})
+
+
+async def _encoded(io: StreamIO, page: Page, traced: PageTrace) -> Any:
+    """The page as the writer takes it."""
+    started = time.perf_counter()
+    try:
+        prepared = await io.run_in_thread(partial(io.writer.prepare, page))
+    except Exception as error:
+        traced.step("encode", time.perf_counter() - started, error=error)
+        raise
+    seconds = time.perf_counter() - started
+    io.observe_encode(seconds)
+    traced.step("encode", seconds, size=prepared.bytes)
+    return prepared
 
 
 def follows(io: StreamIO, progress: SplitProgress) -> bool:
@@ -334,7 +366,7 @@ async def _fetch(
     reader: PageReader,
     progress: SplitProgress,
     sizer: PageSizer,
-    ahead: asyncio.Queue[tuple[Page, Reservation] | None],
+    ahead: asyncio.Queue[_Fetched | None],
     held: set[Reservation],
 ) -> None:
     """Reads page after page into `ahead`, to the end or until the stop."""
@@ -362,11 +394,17 @@ async def _fetch(
             io.pressure.answered(time.perf_counter() - asked)
             if gone is not None:
                 page = replace(gone, position=position)
-        except TransientError as error:
-            io.pressure.failed(error)
+        except Exception as error:
+            if isinstance(error, TransientError):
+                io.pressure.failed(error)
+            seconds = time.perf_counter() - started
+            failed = io.trace(progress.checkpoint.split.id, None, seconds)
+            failed.step("fetch", seconds, error=error)
+            failed.end(error)
             raise
         page = replace(page, after=position if position is not None else progress.checkpoint.split.lower)
-        io.observe_fetch(time.perf_counter() - started, page.rows)
+        seconds = time.perf_counter() - started
+        io.observe_fetch(seconds, page.rows)
         sizer.saw(page.rows, page.batch.nbytes)
         reservation.resize(page.batch.nbytes)
         moved = (page.position is not None and page.position != position) or page.detail not in (None, detail)
@@ -377,7 +415,9 @@ async def _fetch(
             progress.caught_up_at = asked_at
         ends = page.last and not follows(io, progress)
         if page.rows or moved or ends or page.tombstones is not None:
-            await ahead.put((page, reservation))
+            traced = progress.traces.add(io.trace(progress.checkpoint.split.id, page, seconds))
+            traced.step("fetch", seconds)
+            await ahead.put((page, reservation, traced))
         else:
             held.discard(reservation)
             reservation.release()
@@ -414,15 +454,18 @@ class _Acknowledged:
     sent: float
     rows: int
     bytes: int
+    traced: PageTrace
 
     def __call__(self, future: asyncio.Future[None]) -> None:
         self.reservation.release()
         self.waiting.pop(self.sequence, None)
         error = asyncio.CancelledError() if future.cancelled() else future.exception()
+        seconds = time.perf_counter() - self.sent
+        self.traced.step("send", seconds, error=error)
         if error is None:
             self.window.acknowledge(self.sequence)
             self.io.commits.acknowledged()
-            self.io.observe_ack(time.perf_counter() - self.sent, self.rows, self.bytes)
+            self.io.observe_ack(seconds, self.rows, self.bytes)
         elif not self.failure.done() and not isinstance(error, asyncio.CancelledError):
             self.failure.set_exception(error)
 

@@ -374,12 +374,10 @@ class Stream:
             self._changes.settled()
         self.status.rows_read += rows
         self._metrics.page_fetch_seconds.observe(seconds)
-        self._engine.trace(self.config.name, "fetch", seconds, rows)
         self._metrics.rows_read.inc(rows)
 
     def encoded(self, seconds: float) -> None:
         self._metrics.encode_seconds.observe(seconds)
-        self._engine.trace(self.config.name, "encode", seconds, 0)
 
     def waited(self, seconds: float) -> None:
         """The source was kept waiting by a rate limit."""
@@ -404,7 +402,6 @@ class Stream:
         if self._left is not None:
             self._left = max(0, self._left - rows)
         self._metrics.ack_seconds.observe(seconds)
-        self._engine.trace(self.config.name, "send", seconds, rows)
         self._metrics.records_acked.inc(rows)
         self._metrics.bytes_acked.inc(size)
 
@@ -422,7 +419,6 @@ class Stream:
     def committed(self, changed: Sequence[Checkpoint], seconds: float) -> None:
         self.status.last_commit_at = time.time()
         self._metrics.checkpoint_commit_seconds.observe(seconds)
-        self._engine.trace(self.config.name, "commit", seconds, 0)
         self._metrics.checkpoint_last_commit_timestamp_seconds.set(self.status.last_commit_at)
         for checkpoint in changed:
             if checkpoint.detail is not None:

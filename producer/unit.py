@@ -27,14 +27,14 @@ from producer.errors import (
     unexpected,
 )
 from producer.inflight import ByteBudget
-from producer.model import Checkpoint, Dataset, Page, Split, StreamState, unit_partition
+from producer.model import Checkpoint, Dataset, Page, Split, StreamState, split_name, unit_partition
 from producer.modes import refuse_other_mode
 from producer.pipeline import Committer, Limits, Save, SplitProgress, StreamIO, wait_for_any
 from producer.pressure import Pressure
 from producer.protocols import CheckpointStore, LendingStore, PageWriter, Source, TransactionalWriter, WakingSource
 from producer.retry import attempts
 from producer.scheduling import SplitSchedule
-from producer.tracing import Trace, untraced
+from producer.tracing import PageTrace, Trace, untraced
 
 WINDOW_PAGES = 8
 TRANSACTION_PAGES = 64
@@ -337,7 +337,13 @@ class Unit:
             row_bytes=self.dataset.row_bytes_estimate,
             pressure=self.pressure,
             deleted=None if self.search is None else self._deleted,
+            trace=self._trace,
         )
+
+    def _trace(self, split_id: str, page: Page | None, seconds: float) -> PageTrace:
+        partition = unit_partition(self.name)
+        split = split_name("" if partition is None else str(partition), split_id)
+        return self.engine.trace(self.config, split, page, seconds)
 
     async def _deleted(self) -> Page | None:
         """A page of tombstones, where it is time to look for deleted rows and there are some."""

@@ -12,6 +12,7 @@ import pytest
 import yaml
 from aiohttp import web
 from aiohttp.test_utils import TestServer
+from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 
 from producer.config import Config, load_config
 from producer.metrics import Metrics
@@ -124,9 +125,16 @@ async def test_spans_go_where_the_environment_says(
         monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", str(taker.server.make_url("/")).rstrip("/"))
         config = configured(tmp_path, kafka_bootstrap, unique, opentelemetry=True)
         await asyncio.to_thread(asyncio.run, run(config))  # in a loop of its own: the last spans leave while it ends
-    text = b"".join(body for path, _, body in taker.taken if path == "/v1/traces")
-    for word in (b"fetch", b"encode", b"send", b"commit", b"stream", b"events", b"shop-export"):
-        assert word in text
+    requests = [ExportTraceServiceRequest.FromString(body) for path, _, body in taker.taken if path == "/v1/traces"]
+    resources = [resource for request in requests for resource in request.resource_spans]
+    assert {a.value.string_value for r in resources for a in r.resource.attributes} >= {"producer", "shop-export"}
+    spans = [span for resource in resources for scope in resource.scope_spans for span in scope.spans]
+    pages = [span for span in spans if not span.parent_span_id]
+    assert len(pages) >= 3
+    for page in pages:
+        assert page.name == "page"
+        steps = [span.name for span in spans if span.parent_span_id == page.span_id and span.trace_id == page.trace_id]
+        assert sorted(steps) == ["commit", "encode", "fetch", "send"]
 
 
 async def test_with_the_switch_each_record_is_a_cloud_event_with_an_id_of_its_own(

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Mapping, Sequence
+import contextlib
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -183,6 +184,17 @@ def stream_io(
         wake=asyncio.Event(),
         row_bytes=row_bytes,
     )
+
+
+@contextlib.asynccontextmanager
+async def committing(io: StreamIO) -> AsyncIterator[None]:
+    """With the task that commits."""
+    task = asyncio.create_task(io.commits.run())
+    try:
+        yield
+    finally:
+        task.cancel()
+        await asyncio.wait({task})
 
 
 def fresh() -> SplitProgress:

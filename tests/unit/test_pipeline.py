@@ -3,25 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import Sequence
 
 import pytest
 
 from producer.errors import EncodeError, SinkUnavailableError, SourceUnavailableError, StoreUnavailableError
 from producer.model import Checkpoint, KeyPosition
 from producer.pipeline import FIRST_PAGE_ROWS, Limits, PageSizer, SplitProgress, StreamIO, run_split
-from tests.unit.engine import MemoryStore, Prepared, ScriptedReader, ScriptedWriter, fresh, stream_io
-
-
-@contextlib.asynccontextmanager
-async def committing(io: StreamIO) -> AsyncIterator[None]:
-    task = asyncio.create_task(io.commits.run())
-    try:
-        yield
-    finally:
-        task.cancel()
-        await asyncio.wait({task})
+from tests.unit.engine import MemoryStore, Prepared, ScriptedReader, ScriptedWriter, committing, fresh, stream_io
 
 
 async def run(io: StreamIO, reader: ScriptedReader, progress: SplitProgress) -> None:
