@@ -15,16 +15,15 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
-from urllib.parse import urlsplit
 
 import structlog
-from pydantic import SecretStr
 
 from producer import __version__
 from producer.model import Json
+from producer.naming import source_dataset, topic_dataset
 
 if TYPE_CHECKING:
-    from producer.config import Config, LineageConfig, StreamConfig
+    from producer.config import Config, LineageConfig
     from producer.logs import Redact
     from producer.stream import StreamStatus
 
@@ -125,7 +124,8 @@ class _Teller:
             message = self._redact(status.error)
             facets["errorMessage"] = _facet(_ERROR_FACET, message=message, programmingLanguage="Python")
         counts = _facet(_STATISTICS_FACET, rowCount=status.rows_acked, size=status.bytes_acked)
-        topic = {"namespace": f"kafka://{self._servers.split(',')[0].strip()}", "name": status.topic}
+        read = source_dataset(self._sources[stream.source], stream, status.table)
+        written = topic_dataset(self._servers, status.topic)
         return {
             "eventType": kind,
             "eventTime": datetime.fromtimestamp(at, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z"),
@@ -133,8 +133,8 @@ class _Teller:
             "schemaURL": _SCHEMA,
             "run": {"runId": run.id, "facets": facets},
             "job": {"namespace": self._namespace, "name": status.name},
-            "inputs": [{"namespace": source_namespace(self._sources[stream.source]), "name": dataset_name(stream)}],
-            "outputs": [{**topic, "outputFacets": {"outputStatistics": counts}}],
+            "inputs": [_dataset(read)],
+            "outputs": [{**_dataset(written), "outputFacets": {"outputStatistics": counts}}],
         }
 
     async def _sent(self, event: Json) -> None:
@@ -149,23 +149,12 @@ def _producer() -> str:
     return f"urn:streaming-producer:{__version__}"
 
 
+def _dataset(named: tuple[str, str]) -> dict[str, Json]:
+    return dict(zip(("namespace", "name"), named, strict=True))
+
+
 def _facet(schema: str, **values: Json) -> Json:
     return {"_producer": _producer(), "_schemaURL": schema, **values}
-
-
-def source_namespace(source: object) -> str:
-    """A source's name in lineage: its address without user and password, or its kind."""
-    url = getattr(source, "url", None)
-    if isinstance(url, SecretStr):
-        parts = urlsplit(url.get_secret_value())
-        kind = parts.scheme.partition("+")[0]
-        where = f"{parts.hostname}:{parts.port}" if parts.port else parts.hostname or ""
-        return f"{kind}://{where}" if where else kind
-    return str(getattr(source, "type", "unknown"))
-
-
-def dataset_name(stream: StreamConfig) -> str:
-    return str(stream.table if stream.table is not None else stream.chat)
 
 
 def sender(settings: LineageConfig) -> Send:

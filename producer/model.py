@@ -175,6 +175,10 @@ class Dataset:
     value_schema: Mapping[str, Json] | None = None
     key_schema: Mapping[str, Json] | None = None
 
+    @property
+    def full_name(self) -> str:
+        return f"{self.namespace}.{self.name}" if self.namespace else self.name
+
     def fingerprint(self, traversal: Traversal) -> str:
         """SHA-256 (first 16 hex digits) of what is read and how it is traversed."""
         text = json.dumps({"traversal": traversal, **self.identity}, sort_keys=True, separators=(",", ":"), default=str)

@@ -73,6 +73,7 @@ class StreamStatus:
     last_commit_at: float | None = None
     split_lists: dict[str, list[SplitProgress]] = field(default_factory=dict)  # by unit; "" for a whole stream
     elsewhere: Sequence[tuple[str, Checkpoint, str | None]] = ()  # name, last commit and owner: other processes' splits
+    table: str | None = None  # with its schema, as the source has it, once that is known
     shared: bool = False  # the work of several processes: what is in `split_lists` is owned, moving or not
 
     @property
@@ -208,6 +209,7 @@ class Stream:
                 "stream is paused, as it was before", stream=config.name, hint=f"producer resume CONFIG {config.name}"
             )
         before = status.rows_committed
+        status.table = dataset.full_name
         status.rows_total_estimate = dataset.rows_estimate
         self._left = max(0, dataset.rows_estimate - before) if dataset.rows_estimate is not None else None
         status.rows_remaining = self._left

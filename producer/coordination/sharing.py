@@ -69,6 +69,7 @@ class SharedStream(Stream):
         while (paused := self._asked_to_pause) is not None:
             self._asked_to_pause = None
             await self._tell_paused(paused)
+        self.status.table = self._dataset.full_name
         self.status.rows_total_estimate = self._dataset.rows_estimate
         self.started = True
         log.info("stream ready", stream=self.config.name, topic=self.config.topic, units=self._store.partitions)

@@ -7,7 +7,9 @@ import json
 import sqlite3
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
+import asyncpg
 import pytest
 import yaml
 from aiohttp import web
@@ -32,7 +34,7 @@ def configured(tmp_path: Path, bootstrap: str, topic: str, **more: Any) -> Confi
         "app": "shop-export",
         "kafka": kafka,
         "sources": {"shop": {"type": "sql", "url": f"sqlite:///{tmp_path / 'shop.db'}"}},
-        "streams": [{"source": "shop", "table": "events", "topic": topic, "page_size": 200}],
+        "streams": [{"source": "shop", "table": "events", "topic": topic, "page_size": 200, **more.pop("stream", {})}],
         **more,
     }
     path = tmp_path / "shop.yaml"
@@ -72,26 +74,44 @@ class Taker:
         return str(self.server.make_url("/api/v1/lineage"))
 
 
-async def test_a_run_is_told_as_start_and_complete_with_what_it_moved(
+async def test_a_run_is_told_as_start_running_and_complete_with_what_it_moved(
     tmp_path: Path, kafka_bootstrap: str, unique: str
 ) -> None:
     async with Taker() as taker:
         settings = {"url": taker.url, "api_key": PASSWORD, "interval_s": 0.001}
-        await run(configured(tmp_path, kafka_bootstrap, unique, lineage=settings))
+        slow = {"page_size": 100, "max_rows_per_s": 250}  # it takes two seconds
+        await run(configured(tmp_path, kafka_bootstrap, unique, lineage=settings, stream=slow))
     events = [json.loads(body) for _, _, body in taker.taken]
     assert all(headers["Authorization"] == f"Bearer {PASSWORD}" for _, headers, _ in taker.taken)
     kinds = [event["eventType"] for event in events]
-    assert (kinds[0], kinds[-1]) == ("START", "COMPLETE")
-    assert set(kinds[1:-1]) <= {"RUNNING"}
+    assert kinds == ["START", *["RUNNING"] * (len(kinds) - 2), "COMPLETE"]
+    moved = [event["outputs"][0]["outputFacets"]["outputStatistics"]["rowCount"] for event in events]
+    assert any(0 < rows < 500 for rows in moved[1:-1])
+    assert moved == sorted(moved)
     assert len({event["run"]["runId"] for event in events}) == 1
     last = events[-1]
     assert last["job"] == {"namespace": "shop-export", "name": "events"}
-    assert last["inputs"] == [{"namespace": "sqlite", "name": "events"}]
+    assert last["inputs"] == [{"namespace": "sqlite", "name": f"{tmp_path}/shop.db.events"}]
     (output,) = last["outputs"]
     assert (output["namespace"], output["name"]) == (f"kafka://{kafka_bootstrap}", unique)
     assert output["outputFacets"]["outputStatistics"]["rowCount"] == 500
     assert last["schemaURL"].endswith("2-0-2/OpenLineage.json#/$defs/RunEvent")
     assert last["eventTime"].endswith("Z")
+
+
+async def test_a_table_is_told_by_its_schema_as_the_server_has_it(
+    tmp_path: Path, kafka_bootstrap: str, postgres_dsn: str, unique: str
+) -> None:
+    connection = await asyncpg.connect(postgres_dsn)
+    await connection.execute("CREATE SCHEMA sales; CREATE TABLE sales.events (id bigint PRIMARY KEY)")
+    await connection.close()
+    path, parts = tmp_path / "lineage.jsonl", urlsplit(postgres_dsn)
+    joined = "&" if parts.query else "?"
+    source = {"type": "sql", "url": f"{postgres_dsn}{joined}options=-c%20search_path%3Dsales"}
+    await run(configured(tmp_path, kafka_bootstrap, unique, lineage={"path": str(path)}, sources={"shop": source}))
+    server, database = f"postgres://{parts.hostname}:{parts.port}", parts.path.removeprefix("/")
+    for line in path.read_text().splitlines():
+        assert json.loads(line)["inputs"] == [{"namespace": server, "name": f"{database}.sales.events"}]
 
 
 async def test_a_failure_is_told_with_its_reason(tmp_path: Path, kafka_bootstrap: str, unique: str) -> None:
