@@ -6,6 +6,8 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
+import io
 import os
 import shutil
 import time
@@ -16,8 +18,10 @@ from typing import Any, cast
 
 import pytest
 from playwright.async_api import Browser, Page, async_playwright, expect
+from rich.console import Console
+from rich.terminal_theme import MONOKAI
 
-from producer import http
+from producer import http, progress
 from producer.config import Config, HttpConfig
 from producer.metrics import Metrics
 from producer.model import Between, Checkpoint, KeyPosition, Split
@@ -292,22 +296,54 @@ async def test_on_a_phone_nothing_is_cut_off(browser: Browser, shown: Scene) -> 
     assert await page.evaluate("document.documentElement.scrollWidth") <= 360
 
 
+def move(events: StreamStatus, second: int) -> None:
+    """What a second brings the stream of three splits, of which one is done: rows and commits that add up."""
+    rows = 2 * (2_000 + 1_250 * (second * second % 5))
+    splits = events.split_lists[""]
+    for one in splits[1:]:
+        at = one.checkpoint
+        assert isinstance(at.position, KeyPosition)
+        assert isinstance(at.position.values[0], int)
+        moved = KeyPosition((at.position.values[0] + rows // 2,))
+        one.checkpoint = dataclasses.replace(at, position=moved, rows=at.rows + rows // 2)
+    events.rows_acked += rows
+    events.rows_read = events.rows_acked + 2_600
+    events.rows_remaining = 1_000_000 - sum(one.checkpoint.rows for one in splits)
+    events.last_commit_at = time.time()
+
+
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 async def test_its_picture(browser: Browser, shown: Scene, scheme: str, tmp_path: Path) -> None:
     """What README shows: a picture after some seconds of movement, small enough to be kept."""
     page = await opened(browser, shown, color_scheme=scheme)
-    events = shown.streams["events"]
     await page.get_by_text("3 splits").click()
-    for second in range(30 if PICTURES else 2):
-        events.rows_acked += 4_000 + 2_500 * (second * second % 5)
-        events.rows_read = events.rows_acked + 2_600
-        events.rows_remaining = 1_000_000 - events.rows_acked
-        events.last_commit_at = time.time()
+    for second in range(24 if PICTURES else 2):
+        move(shown.streams["events"], second)
         await asyncio.sleep(1 if PICTURES else 0)
     path = (Path(PICTURES) if PICTURES else tmp_path) / f"status-{scheme}.png"
     await page.set_viewport_size({"width": 940, "height": 880})
     await page.screenshot(path=path)
     assert 10_000 < path.stat().st_size < 150_000
+
+
+async def test_the_terminals_picture(browser: Browser, tmp_path: Path) -> None:
+    """The live table of the same streams, drawn by a browser as a terminal draws it."""
+    console = Console(record=True, width=84, file=io.StringIO(), force_terminal=True)
+    streams, rates = scene(), dict[str, progress.Rate]()
+    progress.drawn(streams, rates)
+    for second in range(5):
+        move(streams["events"], second)
+        await asyncio.sleep(0.2 if PICTURES else 0.01)
+    console.print("$ producer run shop.yaml", style="bold")
+    console.print(progress.drawn(streams, rates))
+    told = console.export_html(theme=MONOKAI, inline_styles=True)
+    assert "events" in told
+    assert "running" in told
+    page = await browser.new_page(viewport={"width": 760, "height": 150})
+    await page.set_content(told.replace("<body>", '<body style="font-size: 14px; margin: 8px 16px">'))
+    path = (Path(PICTURES) if PICTURES else tmp_path) / "terminal.png"
+    await page.screenshot(path=path)
+    assert 3_000 < path.stat().st_size < 100_000
 
 
 async def test_the_api_page_lists_every_route(browser: Browser, shown: Scene) -> None:
