@@ -20,11 +20,13 @@ import pytest
 from producer.embedded import free_port
 from tests.audit import TopicAudit
 from tests.faults.killing import start, write_config
+from tests.faults.workers import verified
 from tests.services.databases import Postgres
 from tests.services.process import Process, account, owned_folder
 
 KEY_SCHEMA = {"type": "record", "name": "k", "fields": [{"name": "id", "type": "long"}]}
 WRITERS, TURNS, LONG_S = 8, 60, 8.0
+VERY_LONG_S = 60.0
 
 #: Opens a connection of the DB-API without autocommit.
 Connect = Callable[[], Any]
@@ -84,11 +86,11 @@ def execute(connection: Any, *statements: str) -> None:
             cursor.execute(statement)
 
 
-def write(connect: Connect, seed: int) -> None:
+def write(connect: Connect, seed: int, turns: int = TURNS) -> None:
     """Transactions of some rows each, some rolled back, of every length up to half a second."""
     rng = random.Random(seed)
     with contextlib.closing(connect()) as connection:
-        for turn in range(TURNS):
+        for turn in range(turns):
             rows = rng.randint(1, 4)
             for row in range(rows):
                 execute(connection, f"INSERT INTO events (body) VALUES ('{seed} {turn} {row}')")
@@ -99,18 +101,21 @@ def write(connect: Connect, seed: int) -> None:
                 connection.commit()
 
 
-def write_long(connect: Connect) -> None:
+def write_long(connect: Connect, seconds: float) -> None:
     """One row whose transaction stays open while the others commit."""
     with contextlib.closing(connect()) as connection:
         execute(connection, "INSERT INTO events (body) VALUES ('long')")
-        time.sleep(LONG_S)
+        time.sleep(seconds)
         connection.commit()
 
 
-def load(connect: Connect, writers: int, *, long: bool) -> list[threading.Thread]:
-    threads = [threading.Thread(target=write, args=(connect, seed)) for seed in range(writers)]
-    if long:
-        threads.append(threading.Thread(target=write_long, args=(connect,)))
+def load(kind: str, connect: Connect, long_s: float = LONG_S) -> list[threading.Thread]:
+    """Eight that write at the same time, and one whose transaction takes long. SQLite lets one write at a time: there a
+    row cannot commit behind a later one, and they have less to do."""
+    turns = TURNS if kind != "sqlite" else TURNS // 4
+    threads = [threading.Thread(target=write, args=(connect, seed, turns)) for seed in range(WRITERS)]
+    if kind != "sqlite":
+        threads.append(threading.Thread(target=write_long, args=(connect, long_s)))
     for thread in threads:
         thread.start()
     return threads
@@ -200,7 +205,7 @@ def test_a_tail_under_writers_that_commit_out_of_order_has_every_committed_row(
     kind, url, connect = server
     config = configured(tmp_path, url, kafka_bootstrap, unique, mode=mode)
     audit = TopicAudit(kafka_bootstrap, unique, KEY_SCHEMA)
-    threads = load(connect, WRITERS if kind != "sqlite" else 2, long=kind != "sqlite")  # before the plan, too
+    threads = load(kind, connect)  # before the plan, too
     try:
         with running(config):
             for thread in threads:
@@ -208,6 +213,7 @@ def test_a_tail_under_writers_that_commit_out_of_order_has_every_committed_row(
             committed = ids(connect)
             assert reaches(audit, lambda: committed <= set(audit.keys)), sorted(committed - set(audit.keys))[:20]
         assert set(audit.keys) == committed
+        verified(config, "events")
     finally:
         audit.close()
 
@@ -217,13 +223,10 @@ def test_in_transactions_every_late_row_comes_exactly_once(
     kafka_bootstrap: str, mariadb_url: str, unique: str, tmp_path: Path
 ) -> None:
     connect = mariadb(mariadb_url)
-    with contextlib.closing(connect()) as connection:
-        execute(connection, TABLE["mariadb"])
-        connection.commit()
     config = configured(tmp_path, mariadb_url, kafka_bootstrap, unique, mode="tail", exactly_once=True)
     audit = TopicAudit(kafka_bootstrap, unique, KEY_SCHEMA, isolation="read_committed")
-    threads = load(connect, WRITERS, long=True)
-    try:
+    with table("mariadb", connect), contextlib.closing(audit):
+        threads = load("mariadb", connect)
         for some in (1, 50):
             with running(config):
                 assert reaches(audit, partial(lambda count: audit.records >= count, some))
@@ -233,25 +236,60 @@ def test_in_transactions_every_late_row_comes_exactly_once(
         with running(config):
             assert reaches(audit, lambda: committed <= set(audit.keys)), sorted(committed - set(audit.keys))[:20]
         assert audit.keys == dict.fromkeys(committed, 1)
+
+
+@pytest.mark.timeout(180)
+def test_a_row_whose_transaction_was_open_for_a_minute_is_there(
+    kafka_bootstrap: str, postgres_dsn: str, mariadb_url: str, unique: str, tmp_path: Path
+) -> None:
+    """On both kinds of server at once, since a minute is long."""
+    with contextlib.ExitStack() as stack:
+        tails = []
+        for kind, url, connect in (
+            ("postgres", postgres_dsn, postgres(postgres_dsn)),
+            ("mariadb", mariadb_url, mariadb(mariadb_url)),
+        ):
+            stack.enter_context(table(kind, connect))
+            folder = tmp_path / kind
+            folder.mkdir()
+            config = configured(folder, url, kafka_bootstrap, f"{unique}-{kind}", mode="tail")
+            audit = TopicAudit(kafka_bootstrap, f"{unique}-{kind}", KEY_SCHEMA)
+            stack.callback(audit.close)
+            stack.enter_context(running(config))
+            tails.append((connect, audit, config, load(kind, connect, VERY_LONG_S)))
+        for connect, audit, config, threads in tails:
+            for thread in threads:
+                thread.join()
+            committed = ids(connect)
+            assert reaches(audit, partial(lambda there, seen: there <= set(seen.keys), committed, audit))
+            assert set(audit.keys) == committed
+            verified(config, "events")
+
+
+@contextlib.contextmanager
+def table(kind: str, connect: Connect) -> Iterator[None]:
+    with contextlib.closing(connect()) as connection:
+        execute(connection, TABLE[kind])
+        connection.commit()
+    try:
+        yield
     finally:
-        audit.close()
         with contextlib.closing(connect()) as connection:
             execute(connection, "DROP TABLE events")
             connection.commit()
 
 
 @pytest.mark.timeout(180)
+@pytest.mark.parametrize("kind", ["postgres", "mariadb"])
 def test_without_its_ledger_the_tail_loses_rows(
-    kafka_bootstrap: str, postgres_dsn: str, unique: str, tmp_path: Path
+    kind: str, kafka_bootstrap: str, unique: str, tmp_path: Path, request: pytest.FixtureRequest
 ) -> None:
-    connect = postgres(postgres_dsn)
-    with contextlib.closing(connect()) as connection:
-        execute(connection, TABLE["postgres"])
-        connection.commit()
-    config = configured(tmp_path, postgres_dsn, kafka_bootstrap, unique, mode="tail", late_commit_s=0)
+    url = request.getfixturevalue({"postgres": "postgres_dsn", "mariadb": "mariadb_url"}[kind])
+    connect = {"postgres": postgres, "mariadb": mariadb}[kind](url)
+    config = configured(tmp_path, url, kafka_bootstrap, unique, mode="tail", late_commit_s=0)
     audit = TopicAudit(kafka_bootstrap, unique, KEY_SCHEMA)
-    threads = load(connect, WRITERS, long=True)
-    try:
+    with table(kind, connect), contextlib.closing(audit):
+        threads = load(kind, connect)
         with running(config):
             for thread in threads:
                 thread.join()
@@ -261,11 +299,6 @@ def test_without_its_ledger_the_tail_loses_rows(
             committed = ids(connect)
             assert reaches(audit, lambda: max(committed) in audit.keys)
         assert committed - set(audit.keys)
-    finally:
-        audit.close()
-        with contextlib.closing(connect()) as connection:
-            execute(connection, "DROP TABLE events")
-            connection.commit()
 
 
 @pytest.mark.timeout(240)
@@ -275,7 +308,7 @@ def test_a_tail_that_is_killed_again_and_again_has_every_committed_row(
     kind, url, connect = server
     config = configured(tmp_path, url, kafka_bootstrap, unique, mode="tail")
     audit = TopicAudit(kafka_bootstrap, unique, KEY_SCHEMA)
-    threads = load(connect, WRITERS if kind != "sqlite" else 2, long=kind != "sqlite")
+    threads = load(kind, connect)
     rng = random.Random(7)
 
     def more(before: int) -> bool:
