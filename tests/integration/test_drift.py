@@ -218,6 +218,21 @@ async def test_a_column_that_changes_its_kind_while_a_tail_runs_stops_it_before_
     assert [row["id"] for row in await drifting.values()] == [1]
 
 
+async def test_a_late_row_has_the_columns_that_came_before_it(
+    bank: Databank, registry: str | None, kafka_bootstrap: str, unique: str, tmp_path: Path
+) -> None:
+    drifting = stream_of(bank, registry, kafka_bootstrap, unique, tmp_path, poll_interval_s=1)
+    drifting.insert((1, "one", 1), (3, "three", 3), (5, "five", 5))
+    async with drifting.running():
+        await drifting.arrived(3)
+        bank.run("alter table t add column c varchar(20)")
+        drifting.insert((4, "four", 4, "precious"))  # both before the next poll
+        await drifting.arrived(4)
+    assert drifting.done[0].error is None
+    values = await drifting.values()
+    assert [row for row in values if row["id"] == 4] == [{"id": 4, "a": "four", "n": 4, "c": "precious"}]
+
+
 async def test_between_runs_a_new_column_makes_a_new_version_of_the_schema(drifting: Drifting) -> None:
     drifting.insert((1, "one", 1))
     assert (await drifting.run()).state == "complete"

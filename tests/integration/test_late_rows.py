@@ -13,6 +13,7 @@ from adbc_driver_postgresql import dbapi
 
 from producer import holes
 from producer.config import StreamConfig
+from producer.errors import SchemaChangedError
 from producer.model import Checkpoint, KeyPosition, Position, Split, checkpoint_from_json, checkpoint_to_json
 from producer.protocols import RememberingReader
 from producer.sources.sql import tail
@@ -265,3 +266,21 @@ async def test_a_late_row_that_cannot_be_read_is_rejected_once(bank: Databank) -
                 assert await tailed.read() == []
     finally:
         bank.run("drop table dates")
+
+
+async def test_a_range_is_not_looked_through_with_the_types_of_before(bank: Databank) -> None:
+    bank.run('create table readings (at text collate "C" primary key, value bigint not null)')
+    try:
+        async with following(bank, "readings") as tailed:
+            with transaction(bank, "insert into readings values ('a', 1)") as late:
+                bank.run("insert into readings values ('b', 2)")
+                assert await tailed.read() == ["b"]
+                late.commit()
+            bank.run("alter table readings alter column value type double precision")  # each row is written anew
+            await asyncio.sleep(0.5)  # the range can be looked through
+            with pytest.raises(SchemaChangedError):
+                await tailed.reader.fetch(tailed.position, 50)
+            await tailed.restart()
+            assert "a" in await tailed.reads("a")
+    finally:
+        bank.run("drop table readings")

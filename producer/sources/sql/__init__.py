@@ -15,7 +15,7 @@ import pyarrow as pa
 from pydantic import Field, SecretStr
 
 from producer.config import Model, StreamConfig
-from producer.errors import ConfigError, SchemaChangedError
+from producer.errors import ConfigError
 from producer.model import (
     Between,
     Checkpoint,
@@ -29,7 +29,7 @@ from producer.model import (
     Split,
 )
 from producer.protocols import PageReader
-from producer.sources.sql import keyset, splits, tail, ties
+from producer.sources.sql import keyset, splits, tail, ties, watched
 from producer.sources.sql.dialects import open_database
 from producer.sources.sql.keys import SqlKeys
 from producer.sources.sql.keyset import Selection
@@ -269,17 +269,7 @@ class SqlReader:
         return Page(batch, reached, last, rejected=rejected)
 
     async def _rows(self, query: Query) -> Rows:
-        """The query's rows; SchemaChangedError where its table is no longer as it was described."""
-        table = self._selection.table
-        salvage = self._stream.on_bad_record == "dead_letter"
-        changed = f"stream {self._stream.name!r}: table {'.'.join(table.path)!r} has changed"
-        try:
-            rows = await self._session.fetch(dataclasses.replace(query, salvage=salvage, watched=table))
-        except ConfigError as error:  # what the query names was there when it was made
-            raise SchemaChangedError(f"{changed}: {error.message}", hint=error.hint) from error
-        if rows.shape != table.shape:
-            raise SchemaChangedError(changed)
-        return rows
+        return await watched.read(self._session, query, self._selection.table, self._stream)
 
     def _distinct(self, rows: Rows, limit: int) -> tuple[pa.RecordBatch, tuple[RejectedRow, ...]]:
         """The page without the row that was read beyond it to prove, where no index does, that no two rows have the

@@ -21,7 +21,7 @@ from producer.errors import ConfigError
 from producer.holes import LEAST_ID, Hole, Ledger, Passage, Snapshot
 from producer.model import Json, KeyPosition, Page, Position, Split
 from producer.protocols import PageReader
-from producer.sources.sql import keyset
+from producer.sources.sql import keyset, watched
 from producer.sources.sql.keyset import Selection
 from producer.sources.sql.table import Column, Database, Query, Rows, Session
 from producer.traversal import key_values, start_of
@@ -195,7 +195,7 @@ class TailReader:
             query = keyset.unselected_query(
                 self._selection, _ranges(found.holes[at : at + HOLES_A_QUERY]), PLANNED_IDS, self._database.mark
             )
-            found = holes.filled(found, [int(str(key)) for (key,) in await self._session.keys(query)])
+            found = holes.filled(found, _ids(await self._rows(query)))
         return found
 
     def _crowded_out(self, ledger: Ledger, now: float) -> Ledger:
@@ -242,8 +242,8 @@ class TailReader:
             self._asking = None
             return None
         query = keyset.ranges_query(self._selection, _ranges(some), limit, self._database.mark)
-        rows = await self._session.fetch(self._salvaging(query))
-        ids = [int(str(rows.key_at(row)[0])) for row in range(rows.count)]
+        rows = await self._rows(query)
+        ids = _ids(rows)
         whole = len(ids) < limit and not rows.cut
         self._asking = some[-1].last + 1 if whole else ids[-1] + 1
         self._ledger = holes.filled(self._ledger, ids)
@@ -281,8 +281,8 @@ class TailReader:
             row_values=database.row_values,
             upper=key_values(passage.upper, width),
         )
-        reached = await self._session.keys(step)
-        end = KeyPosition(reached[0]) if reached else passage.upper
+        reached = await self._rows(step)
+        end = KeyPosition(reached.key_at(0)) if reached.count else passage.upper
         condition = database.inserted_since(selection.table, passage.least)
         assert condition is not None
         query = keyset.key_query(
@@ -293,7 +293,7 @@ class TailReader:
             mark=database.mark,
             row_values=database.row_values,
         )
-        rows = await self._session.fetch(self._salvaging(query))
+        rows = await self._rows(query)
         count = rows.count
         if rows.cut or count == limit:
             end = KeyPosition(rows.key_at(count - 1))
@@ -303,12 +303,11 @@ class TailReader:
         if not left:
             self._next_round = 0.0  # the next passage may be due as well
         if self._numbered:
-            ids = [int(str(rows.key_at(row)[0])) for row in range(count)]
-            self._ledger = holes.filled(self._ledger, ids)
+            self._ledger = holes.filled(self._ledger, _ids(rows))
         return rows
 
-    def _salvaging(self, query: Query) -> Query:
-        return replace(query, salvage=self._stream.on_bad_record == "dead_letter")
+    async def _rows(self, query: Query) -> Rows:
+        return await watched.read(self._session, query, self._selection.table, self._stream)
 
     def _tell_expired(self, old: Sequence[Hole], event: str) -> None:
         log.warning(event, stream=self._stream.name, ranges=len(old), first=old[0].first, last=old[-1].last)
@@ -317,6 +316,10 @@ class TailReader:
 def _id(position: Position | None) -> int:
     """The one integer of a position; less than any id at the beginning."""
     return int(str(position.values[0])) if isinstance(position, KeyPosition) else LEAST_ID - 1
+
+
+def _ids(rows: Rows) -> list[int]:
+    return [int(str(rows.key_at(row)[0])) for row in range(rows.count)]
 
 
 def _ranges(some: Sequence[Hole]) -> list[tuple[int, int]]:
