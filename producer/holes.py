@@ -21,6 +21,8 @@ from producer.model import Json, KeyPosition, position_from_json, position_to_js
 
 #: How an id that is below all others is bounded.
 LEAST_ID = -(2**63)
+#: No id is above it.
+GREATEST_ID = 2**63 - 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,13 +67,15 @@ class Ledger:
     """What may still be filled: holes in ascending order that do not touch, and passages in the order of passing.
 
     Of ids up to `floor` no holes are noted: they were there when the stream was planned, with holes of their own.
-    `expired` counts the holes that were given up since the stream began.
+    `expired` counts the holes that were given up since the stream began. `beyond` is the last one read of the keys that
+    are no ids, and stand above all ids.
     """
 
     holes: tuple[Hole, ...] = ()
     passages: tuple[Passage, ...] = ()
     floor: int = LEAST_ID - 1
     expired: int = 0
+    beyond: KeyPosition | None = None
 
 
 def gaps(after: int, ids: Sequence[int], since: float, least: int = 0) -> list[Hole]:
@@ -172,6 +176,7 @@ def to_json(ledger: Ledger) -> Mapping[str, Json]:
         ],
         "floor": ledger.floor,
         "expired": ledger.expired,
+        "beyond": position_to_json(ledger.beyond),
     }
 
 
@@ -190,6 +195,7 @@ def from_json(value: Mapping[str, Json]) -> Ledger:
         ),
         int(value["floor"]),
         int(value["expired"]),
+        _key(value.get("beyond")),
     )
 
 

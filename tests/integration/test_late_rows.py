@@ -13,12 +13,12 @@ from adbc_driver_postgresql import dbapi
 
 from producer import holes
 from producer.config import StreamConfig
-from producer.errors import SchemaChangedError
+from producer.errors import ConfigError, EncodeError, SchemaChangedError
 from producer.model import Checkpoint, KeyPosition, Position, Split, checkpoint_from_json, checkpoint_to_json
 from producer.protocols import RememberingReader
 from producer.sources.sql import tail
 from tests.integration.sql_reading import open_source, stream
-from tests.sql import Databank, postgres
+from tests.sql import Databank, databank, postgres
 
 
 @pytest.fixture
@@ -59,6 +59,7 @@ class Following:
         self.checkpoint = Checkpoint(split)
         self.reader: RememberingReader
         self.position: Position | None = None
+        self.rejected: list[str] = []
 
     async def restart(self) -> None:
         """From the checkpoint as a store gives it back."""
@@ -77,6 +78,7 @@ class Following:
             self.position = page.position if page.position is not None else self.position
             self.checkpoint = Checkpoint(self.checkpoint.split, self.position, detail=page.detail)
             found += page.batch.column(0).to_pylist()
+            self.rejected += [row.error.key or "" for row in page.rejected]
             if page.last and not page.rows:
                 return found
 
@@ -284,3 +286,62 @@ async def test_a_range_is_not_looked_through_with_the_types_of_before(bank: Data
             assert "a" in await tailed.reads("a")
     finally:
         bank.run("drop table readings")
+
+
+@pytest.fixture
+def loose(request: pytest.FixtureRequest) -> Iterator[Databank]:
+    """A table whose key is to be an integer, and need not be: reals stand among the integers, all else above them."""
+    made = databank("sqlite", request)
+    made.run("create table loose (id int primary key, body text)")
+    made.insert("loose", [(1, ""), (2.5, ""), (4, ""), ("x", ""), (b"z", "")])
+    yield made
+    made.close()
+
+
+async def test_keys_that_are_no_ids_are_rejected_once_and_hide_no_row_that_comes(loose: Databank) -> None:
+    async with following(loose, "loose", on_bad_record="dead_letter") as tailed:
+        assert await tailed.read() == [1, 4]
+        loose.insert("loose", [(3, ""), (5, ""), (7.5, ""), (b"zz", "")])
+        assert set(await tailed.reads(3) + await tailed.read()) == {3, 5}
+        assert [(hole.first, hole.last) for hole in tailed.ledger.holes] == [(2, 2), (6, 7)]
+        await tailed.restart()
+        loose.insert("loose", [(6, ""), (8, "")])
+        assert set(await tailed.reads(6) + await tailed.read()) == {6, 8}
+        await asyncio.sleep(0.05)
+        assert await tailed.read() == []
+        assert sorted(tailed.rejected) == ["2.5", "7.5", "b'z'", "b'zz'", "x"]
+
+
+async def test_after_the_latest_row_keys_that_are_no_ids_are_new_ones_only(loose: Databank) -> None:
+    async with following(loose, "loose", on_bad_record="dead_letter", start="latest") as tailed:
+        assert await tailed.read() == []
+        loose.insert("loose", [(5, ""), (b"zz", "")])
+        assert await tailed.reads(5) == [5]
+        await asyncio.sleep(0.05)
+        assert (await tailed.read(), tailed.rejected) == ([], ["b'zz'"])
+
+
+async def test_after_a_snapshot_keys_that_are_no_ids_are_rejected_once_too(loose: Databank) -> None:
+    config = stream("loose", mode="snapshot_then_tail", on_bad_record="dead_letter", max_parallel=8, page_size=1)
+    async with open_source(loose.url) as source:
+        *pieces, last = await source.plan(config, await source.describe(config))
+        assert (pieces[-1].upper, last.lower) == (KeyPosition((4,)), KeyPosition((4,)))
+        tailed = Following(source, config, last)
+        await tailed.restart()
+        loose.insert("loose", [(5, "")])
+        assert (await tailed.read(), sorted(tailed.rejected)) == ([5], ["b'z'", "x"])
+        await tailed.reader.close()
+
+
+async def test_a_key_that_is_no_id_stops_a_stream_that_puts_nothing_aside(loose: Databank) -> None:
+    async with following(loose, "loose") as tailed:
+        with pytest.raises(EncodeError, match="row with key x: holds a text, which is no INT"):
+            await tailed.read()
+
+
+async def test_a_stream_that_stands_behind_all_ids_is_refused(loose: Databank) -> None:
+    async with following(loose, "loose", on_bad_record="dead_letter") as tailed:
+        tailed.checkpoint = replace(tailed.checkpoint, position=KeyPosition(("x",)))
+        await tailed.restart()
+        with pytest.raises(ConfigError, match="the key 'x', which stands above all integers"):
+            await tailed.read()

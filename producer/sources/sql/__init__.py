@@ -128,7 +128,7 @@ class SqlSource:
         if stream.mode == "snapshot" or not split.is_open:
             return SqlReader(stream, selection, split, self._database)
         selection = tail.followed(selection, self._database, stream)
-        pages = SqlReader(stream, selection, split, self._database)
+        pages = SqlReader(stream, tail.growing(selection, self._database), split, self._database)
         return TailReader(stream, pages, selection, split, self._database) if stream.late_commit_s else pages
 
     async def keys(self, stream: StreamConfig) -> SqlKeys:

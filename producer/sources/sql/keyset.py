@@ -362,8 +362,8 @@ def step_query(
 
 
 def newest_query(selection: Selection, count: int, mark: str) -> Query:
-    """The greatest `count` values of a key of one column, of all rows of the table."""
-    everything = replace(selection, where="", params={})
+    """The greatest `count` values of a key of one column of integers, of all rows of the table."""
+    everything = replace(selection, where=selection.order_columns[0].whole, params={})
     order = f" ORDER BY t.{quote(selection.order_names[0], mark)} DESC LIMIT {count:d}"
     return _query(everything, selection.order_columns, [], order, {})
 

@@ -54,6 +54,7 @@ async def plan(
     else:
         followed = tail.followed(selection, database, stream)
         end, ledger = await tail.beginning(session, database, followed, stream, time.time())
+        selection = tail.growing(selection, database)
     detail = None if ledger is None else holes.to_json(ledger)
     if stream.mode in ("tail", "timestamp"):
         return (Split("0", end if stream.start == "latest" else None, detail=detail),)

@@ -58,7 +58,8 @@ def column(name: str, declared: str, *, nullable: bool, wish: str | None) -> Col
     select = f"t.{quote(name)}"
     field = pa.field(name, arrow, nullable=nullable, metadata=metadata)
     guard = f"typeof({select})" if _is_dynamic(arrow, declared.upper(), logical) else ""
-    return Column(name, field, select, declared.upper(), guard, compared=_compared(select, field))
+    whole = f"typeof({select}) = 'integer'" if pa.types.is_int64(arrow) else ""
+    return Column(name, field, select, declared.upper(), guard, compared=_compared(select, field), whole=whole)
 
 
 def _compared(ref: str, field: pa.Field) -> tuple[str, str]:

@@ -36,7 +36,8 @@ class Column:
     `refused` says why the column cannot be read at all ('' where it can); it matters only when it is selected. `wire`
     is the type that `select` has, for a dialect that reads values off the wire itself ('' where it does not).
     `compared` is for a column that stores its values in several ways: its side and the other one's, ``{}``, when it is
-    compared with a value of its type.
+    compared with a value of its type. `whole` is for a column of integers that may hold other things as well: the
+    condition that a row has an integer there.
     """
 
     name: str
@@ -48,6 +49,7 @@ class Column:
     sortable: bool = True
     wire: str = ""
     compared: tuple[str, str] = ("", "{}")
+    whole: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,6 +8,7 @@ before `late_commit_s` have passed.
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -18,11 +19,12 @@ import structlog
 from producer import holes
 from producer.config import StreamConfig
 from producer.errors import ConfigError
-from producer.holes import LEAST_ID, Hole, Ledger, Passage, Snapshot
+from producer.holes import GREATEST_ID, LEAST_ID, Hole, Ledger, Passage, Snapshot
 from producer.model import Json, KeyPosition, Page, Position, Split
 from producer.protocols import PageReader
 from producer.sources.sql import keyset, watched
 from producer.sources.sql.keyset import Selection
+from producer.sources.sql.names import quote
 from producer.sources.sql.table import Column, Database, Query, Rows, Session
 from producer.traversal import key_values, start_of
 
@@ -68,21 +70,45 @@ def followed(selection: Selection, database: Database, stream: StreamConfig) -> 
     return selection
 
 
+def growing(selection: Selection, database: Database) -> Selection:
+    """Of a key of ids, the rows that new ones may follow: not those whose keys are no ids and stand above all ids."""
+    return _beside(selection, database, "<=") if _may_stray(selection) else selection
+
+
+def _strays(selection: Selection, database: Database) -> Selection:
+    """Those that `growing` leaves out."""
+    return _beside(selection, database, ">")
+
+
+def _beside(selection: Selection, database: Database, side: str) -> Selection:
+    return keyset.also(selection, f"t.{quote(selection.order_names[0], database.mark)} {side} {GREATEST_ID:d}")
+
+
+def _may_stray(selection: Selection) -> bool:
+    return numbered(selection) and bool(selection.order_columns[0].whole)
+
+
+def _with_ids(selection: Selection) -> Selection:
+    """The rows whose keys are ids, of a key of ids; otherwise all."""
+    return keyset.also(selection, selection.order_columns[0].whole) if _may_stray(selection) else selection
+
+
 async def beginning(
     session: Session, database: Database, selection: Selection, stream: StreamConfig, now: float
 ) -> tuple[KeyPosition | None, Ledger]:
     """The greatest key that there is, and what may still appear below it."""
     snapshot = await _snapshot(session, database, selection)  # before anything is read
-    greatest = await session.keys(keyset.edge_query(selection, database.mark, greatest=True))
+    ledger = await _ledger(session, database, selection, stream)
+    greatest = await session.keys(keyset.edge_query(_with_ids(selection), database.mark, greatest=True))
     if not greatest:
-        return None, Ledger()
-    end, ledger = KeyPosition(greatest[0]), Ledger()
+        return None, ledger
+    end = KeyPosition(greatest[0])
     if numbered(selection):
         newest = keyset.newest_query(selection, PLANNED_IDS, database.mark)
         ids = sorted(int(str(key)) for (key,) in await session.keys(newest))
         since = snapshot.least if snapshot else 0
-        ledger, _ = holes.crowded_out(Ledger(tuple(holes.gaps(ids[0] - 1, ids, now, since))), MOST_HOLES)
-        ledger = replace(ledger, floor=ids[-1])
+        found, _ = holes.crowded_out(Ledger(tuple(holes.gaps(ids[0] - 1, ids, now, since))), MOST_HOLES)
+        ledger = replace(ledger, holes=found.holes, floor=ids[-1])
     if snapshot is not None and (
         numbered(selection) or stream.mode == "snapshot_then_tail" or stream.start == "latest"
     ):
@@ -98,6 +124,14 @@ async def beginning(
             else "use a key of one integer column, or mode timestamp",
         )
     return end, ledger
+
+
+async def _ledger(session: Session, database: Database, selection: Selection, stream: StreamConfig) -> Ledger:
+    """An empty one, behind what a stream from the latest row on leaves out."""
+    if stream.start != "latest" or not _may_stray(selection):
+        return Ledger()
+    query = keyset.edge_query(_strays(selection, database), database.mark, greatest=True)
+    return Ledger(beyond=next((KeyPosition(key) for key in await session.keys(query)), None))
 
 
 async def _snapshot(session: Session, database: Database, selection: Selection) -> Snapshot | None:
@@ -119,6 +153,7 @@ class TailReader:
         self._database = database
         self._session = database.session()
         self._numbered = numbered(selection)
+        self._may_stray = _may_stray(selection)
         self._ledger = Ledger()
         self._written = (self._ledger, holes.to_json(self._ledger))
         self._asking: int | None = None  # holes from this id on are still to be asked for in this round
@@ -173,17 +208,17 @@ class TailReader:
             return
         ((name, _),) = self._selection.order
         column = page.batch.column(page.batch.schema.get_field_index(name))
-        bad = [row.columns.column(name)[0].as_py() for row in page.rejected]
-        last = max([*bad, *([column[-1].as_py()] if len(column) else [])])
-        after = _id(start)
+        bad = [row.columns.column(name)[0].as_py() for row in page.rejected if name not in row.others]
+        after, last = _id(start), _id(page.position)
+        read = len(column) + len(bad)
         # Up to here all has been noted before, also for who was set back to a lower position.
         noted = max([self._ledger.floor, *(hole.last for hole in self._ledger.holes[-1:])])
-        if after >= noted and last - after == page.rows:
+        if after >= noted and last - after == read:
             return
         ids = sorted([*column.to_pylist(), *bad])
         if after < noted:
             self._ledger = holes.filled(self._ledger, ids)
-        found = holes.opened(Ledger(floor=noted), holes.gaps(after, ids, now, least))
+        found = holes.opened(Ledger(floor=noted), holes.gaps(after, [*ids, last + 1], now, least))
         if self._selection.where and found.holes:
             found = await self._without_unselected(found)
         ledger = replace(self._ledger, holes=(*self._ledger.holes, *found.holes))
@@ -218,6 +253,8 @@ class TailReader:
         if self._asking is None and not self._searching and time.monotonic() < self._next_round:
             return None
         if self._asking is None and not self._searching:
+            if self._may_stray and (strays := await self._stray(limit)).count:
+                return strays
             self._asking = LEAST_ID
         while self._asking is not None:
             rows = await self._ask(self._asking, reached, limit)
@@ -231,6 +268,22 @@ class TailReader:
         self._forward = False
         return None
 
+    async def _stray(self, limit: int) -> Rows:
+        """The next rows whose keys are no ids, and stand above all ids."""
+        beyond = None if self._ledger.beyond is None else self._ledger.beyond.values
+        query = keyset.key_query(
+            _strays(self._selection, self._database),
+            beyond,
+            None,
+            limit,
+            mark=self._database.mark,
+            row_values=self._database.row_values,
+        )
+        rows = await self._rows(query)
+        if rows.count:
+            self._ledger = replace(self._ledger, beyond=KeyPosition(rows.key_at(rows.count - 1)))
+        return rows
+
     async def _ask(self, asking: int, reached: int, limit: int) -> Rows | None:
         """Asks for some of the holes from the id `asking` on; what lies above `reached` is still to be read anyway."""
         some = [
@@ -241,7 +294,7 @@ class TailReader:
         if not some:
             self._asking = None
             return None
-        query = keyset.ranges_query(self._selection, _ranges(some), limit, self._database.mark)
+        query = keyset.ranges_query(_with_ids(self._selection), _ranges(some), limit, self._database.mark)
         rows = await self._rows(query)
         ids = _ids(rows)
         whole = len(ids) < limit and not rows.cut
@@ -314,12 +367,23 @@ class TailReader:
 
 
 def _id(position: Position | None) -> int:
-    """The one integer of a position; less than any id at the beginning."""
-    return int(str(position.values[0])) if isinstance(position, KeyPosition) else LEAST_ID - 1
+    """The id of a position, or the one below it where it is none; less than any id at the beginning."""
+    if not isinstance(position, KeyPosition):
+        return LEAST_ID - 1
+    (value,) = position.values
+    if isinstance(value, int):
+        return value
+    if isinstance(value, float) and value < GREATEST_ID:
+        return math.floor(value)
+    raise ConfigError(
+        f"the stream's position is the key {value!r}, which stands above all integers: no new row would be seen",
+        hint="mend or leave out such rows, and read again from the start after: producer checkpoint reset",
+    )
 
 
 def _ids(rows: Rows) -> list[int]:
-    return [int(str(rows.key_at(row)[0])) for row in range(rows.count)]
+    """The integers among the keys."""
+    return [key for row in range(rows.count) for key in rows.key_at(row)[:1] if isinstance(key, int)]
 
 
 def _ranges(some: Sequence[Hole]) -> list[tuple[int, int]]:
