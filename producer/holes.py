@@ -6,7 +6,8 @@ one. A `Ledger` remembers what has been passed and may still be filled:
 - a `Hole` is a range of ids that were missing between two that were read: asked for by id until it is filled, or until
   it has been open for too long;
 - a `Passage` is a range of keys that was read while transactions were running, for databases that can tell by which
-  transaction a row was inserted: looked through once when all of these transactions have ended.
+  transaction a row was inserted: looked through when all of these transactions have ended, and again ever more seldom,
+  for a transaction has a time, and may have chosen a key, long before it writes and gets a number.
 
 Times are seconds since 1970, transaction numbers those of the database, never wrapped.
 """
@@ -23,6 +24,10 @@ from producer.model import Json, KeyPosition, position_from_json, position_to_js
 LEAST_ID = -(2**63)
 #: No id is above it.
 GREATEST_ID = 2**63 - 1
+#: Each wait for the next look through a passage is so many times the one before.
+SLOWER = 4
+#: `Passage.looks` of one that is too wide for that: looked through when it is settled, and at its end.
+WIDE = 99
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +53,8 @@ class Passage:
     """The keys `lower` (exclusive; None: from the beginning) to `upper` (inclusive), passed since that time.
 
     `least` is `Snapshot.least` of before they were read; `end` is `Snapshot.end` of some time after, when whoever had
-    been given a key by then has begun its transaction: None until then.
+    been given a key by then has begun its transaction: None until then. Once it has been looked through, `looks` times,
+    the last one at the time `looked`, `least` is that of before that look.
     """
 
     lower: KeyPosition | None
@@ -56,15 +62,24 @@ class Passage:
     since: float
     least: int
     end: int | None = None
+    looks: int = 0
+    looked: float = 0.0
 
     def settled(self, now: Snapshot) -> bool:
-        """Whether every transaction that may still fill it has ended."""
+        """Whether every transaction that may still fill it, of those with a number, has ended."""
         return self.end is not None and now.least >= self.end
+
+    def due_again(self, at: float, first_s: float) -> bool:
+        """Whether it is to be looked through once more. What has been looked through as often is due at the same time,
+        and one passage after it."""
+        every_s = first_s * float(SLOWER) ** self.looks
+        return at // every_s != self.looked // every_s
 
 
 @dataclass(frozen=True, slots=True)
 class Ledger:
-    """What may still be filled: holes in ascending order that do not touch, and passages in the order of passing.
+    """What may still be filled: holes in ascending order that do not touch, and passages in the order of passing, those
+    apart that have been `looked` through.
 
     Of ids up to `floor` no holes are noted: they were there when the stream was planned, with holes of their own.
     `expired` counts the holes that were given up since the stream began. `beyond` is the last one read of the keys that
@@ -73,6 +88,7 @@ class Ledger:
 
     holes: tuple[Hole, ...] = ()
     passages: tuple[Passage, ...] = ()
+    looked: tuple[Passage, ...] = ()
     floor: int = LEAST_ID - 1
     expired: int = 0
     beyond: KeyPosition | None = None
@@ -141,7 +157,8 @@ def passed(ledger: Ledger, passage: Passage, merge_within_s: float, most: int) -
     """
     last = ledger.passages[-1] if ledger.passages else None
     young = last is not None and last.end is None and passage.since - last.since <= merge_within_s
-    if last is None or not young or (passage.least != last.least and len(ledger.passages) < most):
+    alike = last is not None and last.looks == passage.looks
+    if last is None or not young or not alike or (passage.least != last.least and len(ledger.passages) < most):
         return replace(ledger, passages=(*ledger.passages, passage))
     whole = replace(last, upper=passage.upper, least=min(last.least, passage.least))
     return replace(ledger, passages=(*ledger.passages[:-1], whole))
@@ -160,20 +177,52 @@ def closed(ledger: Ledger, before: float, now: Snapshot) -> Ledger:
     )
 
 
+def looked_through(ledger: Ledger, passage: Passage, upto: KeyPosition, part: Passage | None) -> Ledger:
+    """With what is left of `passage` after `upto`, and `part`, which is to be looked through again."""
+    rest = () if upto == passage.upper else (replace(passage, lower=upto),)
+    parts = () if part is None else (part,)
+    if any(held is passage for held in ledger.passages):
+        passages, looked = _in_place(ledger.passages, passage, rest), (*ledger.looked, *parts)
+    else:
+        passages, looked = ledger.passages, _in_place(ledger.looked, passage, (*parts, *rest))
+    return replace(ledger, passages=passages, looked=looked)
+
+
+def _in_place(passages: tuple[Passage, ...], one: Passage, others: tuple[Passage, ...]) -> tuple[Passage, ...]:
+    return tuple(new for passage in passages for new in (others if passage is one else (passage,)))
+
+
+def merged(ledger: Ledger, within_s: float) -> Ledger:
+    """With one passage for several that were looked through as often, one behind the other and soon after each other:
+    their rows are older than the first of these looks, so hardly any comes a second time."""
+    found: list[Passage] = []
+    for passage in ledger.looked:
+        if found and _is_one(found[-1], passage, within_s):
+            found[-1] = replace(found[-1], upper=passage.upper, since=max(found[-1].since, passage.since))
+        else:
+            found.append(passage)
+    return replace(ledger, looked=tuple(found))
+
+
+def _is_one(before: Passage, after: Passage, within_s: float) -> bool:
+    soon = before.least <= after.least and 0 <= after.looked - before.looked <= within_s
+    return soon and before.looks == after.looks and _follows(before.upper, after.lower)
+
+
+def _follows(upper: KeyPosition, lower: KeyPosition | None) -> bool:
+    """Whether a range ends where another begins, or at a lower id: of other keys only the database knows the order."""
+    match upper, lower:
+        case KeyPosition((int(one),)), KeyPosition((int(other),)):
+            return one <= other
+    return upper == lower
+
+
 def to_json(ledger: Ledger) -> Mapping[str, Json]:
     """The form in which a checkpoint keeps it."""
     return {
         "holes": [[hole.first, hole.last, round(hole.since, 1), hole.least] for hole in ledger.holes],
-        "passages": [
-            [
-                position_to_json(passage.lower),
-                position_to_json(passage.upper),
-                round(passage.since, 1),
-                passage.least,
-                passage.end,
-            ]
-            for passage in ledger.passages
-        ],
+        "passages": [_passage_to_json(passage) for passage in ledger.passages],
+        "looked": [_passage_to_json(passage) for passage in ledger.looked],
         "floor": ledger.floor,
         "expired": ledger.expired,
         "beyond": position_to_json(ledger.beyond),
@@ -189,14 +238,26 @@ def from_json(value: Mapping[str, Json]) -> Ledger:
     """The inverse of `to_json`; ValueError, KeyError or TypeError for anything else."""
     return Ledger(
         tuple(Hole(int(first), int(last), float(since), int(least)) for first, last, since, least in value["holes"]),
-        tuple(
-            Passage(_key(lower), _required(_key(upper)), float(since), int(least), None if end is None else int(end))
-            for lower, upper, since, least, end in value["passages"]
-        ),
+        tuple(_passage_from_json(*passage) for passage in value["passages"]),
+        tuple(_passage_from_json(*passage) for passage in value.get("looked", ())),
         int(value["floor"]),
         int(value["expired"]),
         _key(value.get("beyond")),
     )
+
+
+def _passage_to_json(passage: Passage) -> Json:
+    ends = (position_to_json(passage.lower), position_to_json(passage.upper))
+    since, looked = round(passage.since, 1), round(passage.looked, 1)
+    return [*ends, since, passage.least, passage.end, passage.looks, looked]
+
+
+def _passage_from_json(
+    lower: Json, upper: Json, since: Json, least: Json, end: Json, looks: Json = 0, looked: Json = 0.0
+) -> Passage:
+    """Without the last two, as checkpoints of older versions have it, it has not been looked through."""
+    key, number = _required(_key(upper)), None if end is None else int(end)
+    return Passage(_key(lower), key, float(since), int(least), number, int(looks), float(looked))
 
 
 def _key(value: Json) -> KeyPosition | None:

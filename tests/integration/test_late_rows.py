@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import time
 from collections.abc import AsyncIterator, Iterator
 from dataclasses import replace
 from typing import Any
@@ -202,6 +203,44 @@ async def test_rows_that_committed_while_nothing_older_was_open_come_once(bank: 
             while tailed.ledger.passages:
                 found += await tailed.read()
         assert 20 <= len(found) <= 25  # the server may have had something of its own open for a moment
+
+
+async def test_a_transaction_that_has_only_read_when_its_range_was_looked_through_is_found(bank: Databank) -> None:
+    bank.run("create table changes (id int primary key, changed timestamptz not null)")
+    try:
+        async with following(bank, "changes", mode="timestamp", order_by=["changed"], delay_s=0) as tailed:
+            bank.run("insert into changes values (1, now()), (2, now())")
+            assert await tailed.reads(2) == [1, 2]
+            with transaction(bank, "select now()") as idle:  # its time, but no number yet
+                bank.run("update changes set changed = now() where id = 2")
+                assert await tailed.reads(2) == [2]
+                async with asyncio.timeout(30):
+                    while tailed.ledger.passages:
+                        await tailed.read()
+                with idle.cursor() as cursor:
+                    cursor.execute("update changes set changed = now() where id = 1")
+                idle.commit()
+            assert await tailed.reads(1) == [1]
+            await tailed.restart()
+            assert await tailed.read() == []
+    finally:
+        bank.run("drop table changes")
+
+
+async def test_what_is_looked_through_again_stays_short_sends_nothing_twice_and_ends(bank: Databank) -> None:
+    async with following(bank, "moments", late_commit_s=4) as tailed:
+        found: list[Any] = []
+        most, until = 0, time.monotonic() + 6
+        while time.monotonic() < until:
+            bank.run(f"insert into moments values ('{len(found):06d}', 1)")
+            found += await tailed.read()
+            most = max(most, len(tailed.ledger.looked))
+            await asyncio.sleep(0.02)
+        assert 2 <= most <= 30
+        assert len(found) - len(set(found)) <= 10  # the server may have had something of its own open for a moment
+        async with asyncio.timeout(30):
+            while tailed.ledger.passages or tailed.ledger.looked:
+                assert await tailed.read() == []
 
 
 async def test_more_holes_than_a_checkpoint_may_keep_lose_nothing(

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import itertools
 import json
+from dataclasses import replace
+from typing import Any
 
 from hypothesis import given
 from hypothesis import strategies as st
@@ -100,10 +102,80 @@ def test_passages_of_other_transactions_are_kept_apart_until_there_are_many() ->
     assert [(ends(passage), passage.least) for passage in ledger.passages] == [((0, 2), 5), ((2, 5), 6)]
 
 
+def due(ledger: Ledger, now: float, settled_s: float, first_s: float, late_s: float) -> Passage | None:
+    first = [one for one in ledger.passages if one.since < now - settled_s]
+    again = [one for one in ledger.looked if one.due_again(now, first_s) or one.since < now - late_s]
+    return next(iter((*first, *again)), None)
+
+
+@given(st.lists(st.tuples(st.integers(1, 5), st.integers(0, 9), st.booleans()), min_size=1, max_size=30))
+def test_what_is_looked_through_again_misses_no_key_and_no_transaction(
+    steps: list[tuple[int, int, bool]],
+) -> None:
+    """Each step reads some keys, and looks through what is due, part by part."""
+    ledger, key, now, least = Ledger(), 0, 0.0, 0
+    passed_at: dict[int, float] = {}
+    seen: dict[int, int] = {}
+    for width, more, parted in steps:
+        upper = key + width
+        ledger = holes.passed(ledger, Passage(KeyPosition((key,)), KeyPosition((upper,)), now, least), 3, 3)
+        passed_at |= dict.fromkeys(range(key + 1, upper + 1), now)
+        seen |= dict.fromkeys(range(key + 1, upper + 1), least)
+        key, now, least = upper, now + 1.5, least + more
+        while (held := due(ledger, now, 4, 2, 1000)) is not None:
+            first, _ = ends(held)
+            upto = KeyPosition((first + 1,)) if parted else held.upper
+            part = replace(held, upper=upto, least=least, looks=held.looks + 1, looked=now)
+            ledger = holes.merged(holes.looked_through(ledger, held, upto, part), 3)
+            seen |= dict.fromkeys(range(first + 1, ends(part)[1] + 1), least)
+    for number, when in passed_at.items():
+        (held,) = [p for p in (*ledger.passages, *ledger.looked) if ends(p)[0] < number <= ends(p)[1]]
+        assert held.least <= seen[number]
+        assert held.since >= when - 3
+
+
+def test_looks_become_seldom_and_what_they_have_in_common_is_one_passage() -> None:
+    ledger, key, looks, most, now = Ledger(), 0, 0, 0, 0.0
+    for turn in range(4000):
+        now = float(turn)
+        lower, upper = KeyPosition((f"{key:06d}",)), KeyPosition((f"{key + 1:06d}",))
+        ledger, key = holes.passed(ledger, Passage(lower, upper, now, turn), 10, 200), key + 1
+        while (held := due(ledger, now, 20, 20, 1000)) is not None:
+            part = replace(held, least=turn, looks=held.looks + 1, looked=now)
+            kept = None if held.since < now - 1000 else part
+            ledger = holes.merged(holes.looked_through(ledger, held, held.upper, kept), 10)
+            looks += 1
+        most = max(most, len(ledger.looked))
+    assert most <= 25
+    assert looks <= 1.4 * 4000  # each page by itself once, then all those of a time at once
+
+
+def test_a_range_is_put_to_the_one_before_it_only_where_nothing_can_lie_between() -> None:
+    def looked(lower: str | int, upper: str | int, **more: Any) -> Passage:
+        return replace(Passage(KeyPosition((lower,)), KeyPosition((upper,)), 1.0, 5, 6, 1, 2.0), **more)
+
+    def after(*passages: Passage) -> int:
+        return len(holes.merged(Ledger(looked=passages), 10).looked)
+
+    assert after(looked("a", "b"), looked("b", "c", least=6, looked=12.0)) == 1
+    assert after(looked(1, 3), looked(7, 9)) == 1
+    assert after(looked("a", "b"), looked("c", "d")) == 2
+    assert after(looked(7, 9), looked(1, 3)) == 2
+    assert after(looked("a", "b"), looked("b", "c", looks=2)) == 2
+    assert after(looked("a", "b"), looked("b", "c", looked=12.1)) == 2
+    assert after(looked("a", "b", least=6), looked("b", "c")) == 2
+
+
+def test_a_checkpoint_of_before_is_read() -> None:
+    old = {"holes": [], "passages": [[None, {"key": [7]}, 1.5, 5, None]], "floor": 3, "expired": 0}
+    assert holes.from_json(old) == Ledger(passages=(Passage(None, KeyPosition((7,)), 1.5, 5),), floor=3)
+
+
 @given(st.sets(numbers, min_size=1))
 def test_a_checkpoint_keeps_the_ledger(ids: set[int]) -> None:
     passage = Passage(None, KeyPosition((7, "x")), 1.5, 5, 9)
     ledger = holes.passed(holes.expire(read_through(sorted(ids), 2), 1.0)[0], passage, 0, 1)
+    ledger = replace(ledger, looked=(replace(passage, looks=2, looked=3.5),), beyond=KeyPosition(("x",)))
     assert holes.from_json(json.loads(json.dumps(holes.to_json(ledger)))) == ledger
 
 

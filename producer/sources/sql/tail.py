@@ -2,8 +2,8 @@
 
 What may still appear below the position stands in a `producer.holes.Ledger`, in the checkpoint beside the position. At
 each poll the missing ids are asked for again, and ranges of keys are looked through by transaction number, where the
-database has these, once all transactions of their time have ended. Rows found so may come a second time; none is lost
-before `late_commit_s` have passed.
+database has these, when all transactions of their time have ended, and some times more. Rows found so may come a second
+time; none is lost before `late_commit_s` have passed.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import pyarrow as pa
 import structlog
@@ -112,7 +112,8 @@ async def beginning(
     if snapshot is not None and (
         numbered(selection) or stream.mode == "snapshot_then_tail" or stream.start == "latest"
     ):
-        ledger = holes.passed(ledger, Passage(None, end, now, snapshot.least), PASSAGE_S, MOST_PASSAGES)
+        whole = Passage(None, end, now, snapshot.least, looks=holes.WIDE)
+        ledger = holes.passed(ledger, whole, PASSAGE_S, MOST_PASSAGES)
     if snapshot is None and not numbered(selection):
         timed = is_time(selection.order_columns[0])
         log.warning(
@@ -140,6 +141,14 @@ async def _snapshot(session: Session, database: Database, selection: Selection) 
     return await session.snapshot()
 
 
+@dataclass(frozen=True, slots=True)
+class _Look:
+    """Through all passages that are due at a time; `snapshot` is of before it."""
+
+    snapshot: Snapshot
+    at: float
+
+
 class TailReader:
     """See `producer.protocols.RememberingReader`. `pages` reads on after the position."""
 
@@ -158,12 +167,12 @@ class TailReader:
         self._written = (self._ledger, holes.to_json(self._ledger))
         self._asking: int | None = None  # holes from this id on are still to be asked for in this round
         self._next_round = 0.0  # on the monotonic clock
-        self._searching = False  # a passage is being looked through, page by page in turn with new rows
+        self._look: _Look | None = None  # through passages, page by page in turn with new rows
         self._forward = False
 
     def restore(self, detail: Mapping[str, Json] | None) -> None:
         self._ledger = Ledger() if detail is None else holes.from_json(detail)
-        self._asking, self._next_round, self._searching = None, 0.0, False
+        self._asking, self._next_round, self._look = None, 0.0, None
 
     async def close(self) -> None:
         try:
@@ -177,7 +186,7 @@ class TailReader:
             rejected = tuple(row for _, row in late.rejected)
             return Page(late.batch, position, detail=self._detail(), rejected=rejected)
         page = await self._next_page(position, limit)
-        return replace(page, last=page.last and not self._searching, detail=self._detail())
+        return replace(page, last=page.last and self._look is None, detail=self._detail())
 
     def _detail(self) -> Mapping[str, Json]:
         """The ledger for the checkpoint: the same object as long as nothing has changed."""
@@ -250,9 +259,9 @@ class TailReader:
     async def _late(self, limit: int, start: Position | None) -> Rows | None:
         """Rows that have appeared up to `start`; None when it is the new rows' turn."""
         reached = _id(start) if self._numbered else 0
-        if self._asking is None and not self._searching and time.monotonic() < self._next_round:
+        if self._asking is None and self._look is None and time.monotonic() < self._next_round:
             return None
-        if self._asking is None and not self._searching:
+        if self._asking is None and self._look is None:
             if self._may_stray and (strays := await self._stray(limit)).count:
                 return strays
             self._asking = LEAST_ID
@@ -260,11 +269,11 @@ class TailReader:
             rows = await self._ask(self._asking, reached, limit)
             if rows is not None and rows.count:
                 return rows
-        if not self._searching:
+        if self._look is None:
             await self._end_round(reached)
-        if self._searching and not self._forward:
+        if self._look is not None and not self._forward:
             self._forward = True
-            return await self._search(limit)
+            return await self._search(self._look, reached, limit)
         self._forward = False
         return None
 
@@ -309,21 +318,52 @@ class TailReader:
         self._ledger, old = holes.expire(self._ledger, now - self._stream.late_commit_s)
         if old:
             self._tell_expired(old, "missing ids are given up after late_commit_s")
-        if self._ledger.passages and (snapshot := await self._session.snapshot()) is not None:
-            self._ledger = holes.closed(self._ledger, now - 2 * PASSAGE_S, snapshot)
-            first = self._ledger.passages[0]
-            overdue = first.since < now - self._stream.late_commit_s
-            passed = not self._numbered or _id(first.upper) <= reached
-            self._searching = passed and (first.settled(snapshot) or overdue)
-            if self._searching and not first.settled(snapshot):
+        ledger = self._ledger
+        if not ledger.passages and not any(self._due_again(passage, now) for passage in ledger.looked):
+            return
+        if (snapshot := await self._session.snapshot()) is not None:
+            self._ledger = holes.closed(ledger, now - 2 * PASSAGE_S, snapshot)
+            self._look_on(_Look(snapshot, now), reached)
+            waiting = [one for one in self._ledger.passages if not one.settled(snapshot)]
+            if self._look is not None and any(self._overdue(one, now) for one in waiting):
                 log.warning(
                     "a transaction is open for longer than late_commit_s: what it commits is not waited for",
                     stream=self._stream.name,
                 )
 
-    async def _search(self, limit: int) -> Rows:
-        """One step through the first passage: its rows by transactions that had not ended when it was passed."""
-        passage, *others = self._ledger.passages
+    def _look_on(self, look: _Look, reached: int) -> None:
+        """The look goes on as long as a passage is due in it."""
+        self._look = None if self._due(look, reached) is None else look
+
+    def _due(self, look: _Look, reached: int) -> Passage | None:
+        """What is to be looked through next; not above `reached`, which is still to be read anyway."""
+        passages = self._ledger.passages
+        first = [one for one in passages if one.settled(look.snapshot) or self._overdue(one, look.at)]
+        again = [one for one in self._ledger.looked if self._due_again(one, look.at)]
+        return next((one for one in (*first, *again) if not self._numbered or _id(one.upper) <= reached), None)
+
+    def _due_again(self, passage: Passage, at: float) -> bool:
+        return passage.due_again(at, 2 * PASSAGE_S) or self._overdue(passage, at)
+
+    def _overdue(self, passage: Passage, at: float) -> bool:
+        """Whether a look at that time is its last one. Keys were passed up to `PASSAGE_S` after `since`."""
+        return passage.since + PASSAGE_S < at - self._stream.late_commit_s
+
+    async def _search(self, look: _Look, reached: int, limit: int) -> Rows:
+        """One step through a passage: its rows by transactions that had not ended when it was last read."""
+        passage = self._due(look, reached)
+        assert passage is not None
+        rows, upto = await self._step(passage, limit)
+        seen = replace(passage, upper=upto, least=look.snapshot.least, looks=passage.looks + 1, looked=look.at)
+        part = None if self._overdue(passage, look.at) else seen
+        self._ledger = holes.merged(holes.looked_through(self._ledger, passage, upto, part), PASSAGE_S)
+        self._look_on(look, reached)
+        if self._numbered:
+            self._ledger = holes.filled(self._ledger, _ids(rows))
+        return rows
+
+    async def _step(self, passage: Passage, limit: int) -> tuple[Rows, KeyPosition]:
+        """The late rows at the beginning of a passage, and up to which key these are."""
         database, selection = self._database, self._selection
         width = len(selection.order)
         step = keyset.step_query(
@@ -347,17 +387,9 @@ class TailReader:
             row_values=database.row_values,
         )
         rows = await self._rows(query)
-        count = rows.count
-        if rows.cut or count == limit:
-            end = KeyPosition(rows.key_at(count - 1))
-        left = [] if end == passage.upper else [replace(passage, lower=end)]
-        self._ledger = replace(self._ledger, passages=(*left, *others))
-        self._searching = bool(left)
-        if not left:
-            self._next_round = 0.0  # the next passage may be due as well
-        if self._numbered:
-            self._ledger = holes.filled(self._ledger, _ids(rows))
-        return rows
+        if rows.cut or rows.count == limit:
+            end = KeyPosition(rows.key_at(rows.count - 1))
+        return rows, end
 
     async def _rows(self, query: Query) -> Rows:
         return await watched.read(self._session, query, self._selection.table, self._stream)
