@@ -12,6 +12,7 @@ from typing import Any
 Json = Any
 _Named = dict[str, Json]
 
+_CHANGED = " was "
 _PROMOTIONS: Mapping[str, frozenset[str]] = {
     "int": frozenset({"long", "float", "double"}),
     "long": frozenset({"float", "double"}),
@@ -24,6 +25,23 @@ _PROMOTIONS: Mapping[str, frozenset[str]] = {
 def reading_problems(reader: Json, writer: Json) -> list[str]:
     """Why `reader` cannot read data of `writer`: a line for each field, empty where it can."""
     return _problems(reader, writer, "", _names(reader, "", {}), _names(writer, "", {}), frozenset())
+
+
+def misreadings(reader: Json, writer: Json) -> list[str]:
+    """The problems that are not seen without logical types: a reader that has none, or does not compare them, takes
+    values for others, such as those of a decimal with another scale."""
+    plain = {_field_of(line) for line in reading_problems(_plain(reader), _plain(writer))}
+    found = reading_problems(reader, writer)
+    return [line for line in found if _CHANGED in line and _field_of(line) not in plain]
+
+
+def _plain(schema: Json) -> Json:
+    """Without its logical types."""
+    if isinstance(schema, list):
+        return [_plain(part) for part in schema]
+    if isinstance(schema, dict):
+        return {name: _plain(part) for name, part in schema.items() if name != "logicalType"}
+    return schema
 
 
 def full_name(schema: Json, namespace: str = "") -> str:
@@ -143,4 +161,8 @@ def _field(path: str) -> str:
 
 
 def _differs(path: str, writer: Json, reader: Json) -> str:
-    return f"{_field(path)} was {_shown(writer)} and is now {_shown(reader)}"
+    return f"{_field(path)}{_CHANGED}{_shown(writer)} and is now {_shown(reader)}"
+
+
+def _field_of(line: str) -> str:
+    return line.partition(_CHANGED)[0]

@@ -15,11 +15,11 @@ from urllib.parse import quote, unquote, urlsplit
 import httpx
 
 from producer.config import RegistryConfig
-from producer.encoding.compatibility import full_name, reading_problems
+from producer.encoding.compatibility import full_name, misreadings, reading_problems
 from producer.errors import AuthenticationError, ConfigError, SchemaIncompatibleError, SinkUnavailableError
 
 Json = Any
-_NO_SUBJECT, _NO_VERSION, _NO_SCHEMA = 40401, 40402, 40403
+_MISSING = frozenset({40401, 40402, 40403})  # no such subject, version, schema
 _REGISTER = "producer schema register CONFIG"
 
 
@@ -97,10 +97,19 @@ class RegistryClient:
     async def _schema_id(self, subject: str, schema: Json, create: bool | None) -> int:
         create = self._config.auto_register if create is None else create
         path = f"/subjects/{quote(subject, safe='')}"
-        status, answer = await self._request("POST", f"{path}/versions" if create else path, _body(schema))
+        status, answer = await self._request("POST", path, _body(schema))
+        if create and _code(answer) in _MISSING:
+            if misread := await self._misread(subject, schema):
+                raise SchemaIncompatibleError(
+                    f"readers of the new schema of subject {subject!r} would misread what has been written: "
+                    + "; ".join(misread),
+                    hint="leave the change out, cast the column, or write to another topic; a schema that is in the "
+                    "registry already is taken",
+                )
+            status, answer = await self._request("POST", f"{path}/versions", _body(schema))
         if status == 200 and isinstance(answer, dict) and isinstance(answer.get("id"), int):
             return int(answer["id"])
-        if not create and _code(answer) in (_NO_SUBJECT, _NO_VERSION, _NO_SCHEMA):
+        if not create and _code(answer) in _MISSING:
             raise SchemaIncompatibleError(
                 f"subject {subject!r} at {self.url} does not hold this schema, and auto_register is off",
                 hint=f"register it with: {_REGISTER}",
@@ -128,7 +137,9 @@ class RegistryClient:
         if status == 404:  # the subject's first version
             return []
         if status == 200 and isinstance(answer, dict) and isinstance(answer.get("is_compatible"), bool):
-            return [] if answer["is_compatible"] else await self._problems(subject, schema, answer)
+            if not answer["is_compatible"]:
+                return await self._problems(subject, schema, answer)
+            return await self._misread(subject, schema)
         if status == 422:
             return await self._problems(subject, schema, answer)
         raise self._unexpected(f"subject {subject!r}", status, answer)
@@ -137,17 +148,27 @@ class RegistryClient:
         """Our own comparison with the newest version, in the direction that the subject asks for; where that finds
         nothing (an older version is in the way, or the schema is not valid), what the registry says."""
         quoted = quote(subject, safe="")
-        status, latest = await self._request("GET", f"/subjects/{quoted}/versions/latest")
-        if status == 200 and isinstance(latest, dict) and latest.get("schemaType", "AVRO") == "AVRO":
+        old = await self._newest(quoted)
+        if old is not None:
             status, level = await self._request("GET", f"/config/{quoted}?defaultToGlobal=true")
             wanted = str(level.get("compatibilityLevel", "")) if status == 200 and isinstance(level, dict) else ""
-            old = json.loads(latest["schema"])
             found = [] if wanted.startswith("FORWARD") else reading_problems(schema, old)
             if wanted.startswith(("FORWARD", "FULL")):
                 found += [f"{line}, for readers of the old schema" for line in reading_problems(old, schema)]
             if found:
                 return found
         return [_message(answer)]
+
+    async def _misread(self, subject: str, schema: Json) -> list[str]:
+        """What registries let pass, for many do not compare logical types."""
+        old = await self._newest(quote(subject, safe=""))
+        return [] if old is None else misreadings(schema, old)
+
+    async def _newest(self, quoted: str) -> Json | None:
+        """A subject's newest schema; None where it has none, or none of Avro."""
+        status, latest = await self._request("GET", f"/subjects/{quoted}/versions/latest")
+        found = status == 200 and isinstance(latest, dict) and latest.get("schemaType", "AVRO") == "AVRO"
+        return json.loads(latest["schema"]) if found else None
 
     def _unexpected(self, what: str, status: int, answer: Json) -> ConfigError:
         return ConfigError(

@@ -157,6 +157,13 @@ def retype(bank: Databank, column: str, kind: str) -> None:
             bank.run(f"alter table t alter column {column} type {kind} using {column}::{kind}")
 
 
+def forbid_nulls(bank: Databank, column: str, kind: str) -> None:
+    if bank.url.startswith("postgres"):
+        bank.run(f"alter table t alter column {column} set not null")
+    else:
+        retype(bank, column, f"{kind} not null")
+
+
 async def test_a_tail_goes_on_with_columns_added_dropped_renamed_and_widened(drifting: Drifting) -> None:
     bank = drifting.bank
     drifting.insert((1, "one", 1), (2, None, 2))
@@ -216,6 +223,76 @@ async def test_a_column_that_changes_its_kind_while_a_tail_runs_stops_it_before_
     assert summary.error is not None
     assert "'n'" in summary.error
     assert [row["id"] for row in await drifting.values()] == [1]
+
+
+@pytest.mark.parametrize(
+    "kinds",
+    [
+        ("bigint", "int"),
+        ("float(53)", "float(24)"),
+        ("numeric(10, 2)", "numeric(12, 2)"),
+        ("numeric(10, 2)", "numeric(10, 3)"),
+    ],
+)
+@pytest.mark.parametrize("bank", ["postgres", "mariadb"], indirect=True)
+async def test_a_column_that_gets_another_width_or_precision_stops_the_tail_before_anything_is_sent(
+    drifting: Drifting, kinds: tuple[str, str]
+) -> None:
+    retype(drifting.bank, "n", kinds[0])
+    drifting.insert((1, "one", 1))
+    async with drifting.running():
+        await drifting.arrived(1)
+        retype(drifting.bank, "n", kinds[1])
+        drifting.insert((2, "two", 2))
+        await drifting.arrived(2)
+    (summary,) = drifting.done
+    assert summary.state == "failed"
+    assert "'n'" in str(summary.error)
+    assert [row["id"] for row in await drifting.values()] == [1]
+
+
+async def test_a_column_that_may_no_longer_be_null_stops_the_tail_before_anything_is_sent(drifting: Drifting) -> None:
+    drifting.insert((1, "one", 1))
+    async with drifting.running():
+        await drifting.arrived(1)
+        forbid_nulls(drifting.bank, "n", integer(drifting.bank))
+        drifting.insert((2, "two", 2))
+        await drifting.arrived(2)
+    (summary,) = drifting.done
+    assert summary.state == "failed"
+    assert "'n'" in str(summary.error)
+    assert [row["id"] for row in await drifting.values()] == [1]
+
+
+async def test_a_column_that_may_be_null_from_now_on_goes_on(drifting: Drifting) -> None:
+    bank = drifting.bank
+    forbid_nulls(bank, "n", integer(bank))
+    drifting.insert((1, "one", 1))
+    async with drifting.running():
+        await drifting.arrived(1)
+        if bank.url.startswith("postgres"):
+            bank.run("alter table t alter column n drop not null")
+        else:
+            retype(bank, "n", integer(bank))
+        drifting.insert((2, "two", None))
+        await drifting.arrived(2)
+    assert drifting.done[0].error is None
+    assert [row["n"] for row in await drifting.values(newest=True)] == [1, None]
+
+
+async def test_whole_numbers_that_become_floating_ones_are_read_as_the_table_has_them(drifting: Drifting) -> None:
+    bank, great = drifting.bank, 2**53 + 1
+    retype(bank, "n", "bigint")
+    drifting.insert((1, "one", great))
+    async with drifting.running():
+        await drifting.arrived(1)
+        retype(bank, "n", "double precision")
+        bank.run("insert into t (id, n) values (2, 0.5)")
+        bank.run("insert into t (id, n) select 3, n from t where id = 1")
+        await drifting.arrived(3)
+    assert drifting.done[0].error is None
+    assert [row["n"] for row in await drifting.values()] == [great, 0.5, float(great)]
+    assert [row["n"] for row in await drifting.values(newest=True)] == [float(great), 0.5, float(great)]
 
 
 async def test_a_late_row_has_the_columns_that_came_before_it(

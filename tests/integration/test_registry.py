@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import json
+import re
 import socket
 from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
 
+import httpx
 import pytest
 from pydantic import SecretStr
 
@@ -78,6 +81,33 @@ async def test_a_schema_that_is_none_is_refused_in_the_registrys_words(open_clie
 
     with pytest.raises(SchemaIncompatibleError, match=f"refuses the new schema of subject '{unique}-value'"):
         await client.register(unique, {"type": "recordx"}, is_key=False)
+
+
+def amount(scale: int) -> dict[str, Any]:
+    return {"name": "a", "type": {"type": "bytes", "logicalType": "decimal", "precision": 10, "scale": scale}}
+
+
+async def test_what_readers_would_take_for_another_value_is_refused_also_where_the_registry_sees_no_difference(
+    open_client: Open, unique: str
+) -> None:
+    client = await open_client()
+    await client.register(unique, schema(amount(2)), is_key=False)
+    changed, expected = schema(amount(3)), "field 'a' was decimal(10, 2) and is now decimal(10, 3)"
+
+    assert await client.check(unique, changed, is_key=False) == [expected]
+    with pytest.raises(SchemaIncompatibleError, match=re.escape(expected)):
+        await client.register(unique, changed, is_key=False)
+    assert await client.register(unique, schema(amount(2)), is_key=False)
+
+
+async def test_what_somebody_has_registered_is_taken(open_client: Open, registry_url: str, unique: str) -> None:
+    client = await open_client()
+    await client.register(unique, schema(amount(2)), is_key=False)
+    async with httpx.AsyncClient() as somebody:
+        path, body = f"{registry_url}/subjects/{unique}-value/versions", {"schema": json.dumps(schema(amount(3)))}
+        (await somebody.post(path, json=body)).raise_for_status()
+
+    assert await client.register(unique, schema(amount(3)), is_key=False)
 
 
 @pytest.mark.parametrize("known", [True, False])

@@ -8,7 +8,7 @@ from typing import Any
 import fastavro
 import pytest
 
-from producer.encoding.compatibility import full_name, reading_problems
+from producer.encoding.compatibility import full_name, misreadings, reading_problems
 
 
 def record(*fields: Any, name: str = "R") -> dict[str, Any]:
@@ -79,6 +79,18 @@ def test_what_fastavro_reads_is_found_readable(reader: Any, writer: Any, row: An
 )  # fmt: skip
 def test_what_cannot_be_read_is_named_by_its_field(reader: Any, writer: Any, problem: str) -> None:
     assert reading_problems(reader, writer) == [problem]
+
+
+def test_what_would_be_taken_for_another_value_is_told_from_what_cannot_be_read() -> None:
+    old = record(field("a", ["null", DECIMAL]), field("b", MICROS), field("c", "long"), field("d", MICROS))
+    new = record(field("a", ["null", WIDER]), field("b", "long"), field("c", "string"), field("d", "string"),
+                 field("e", "int"))  # fmt: skip
+
+    assert misreadings(new, old) == [
+        "field 'a' was null or decimal(12, 2) and is now null or decimal(14, 3)",
+        "field 'b' was timestamp-micros and is now long",
+    ]
+    assert misreadings(old, old) == []
 
 
 def test_a_record_that_holds_itself_ends() -> None:
