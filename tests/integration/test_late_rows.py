@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 from adbc_driver_postgresql import dbapi
+from structlog.testing import capture_logs
 
 from producer import holes
 from producer.config import StreamConfig
@@ -257,6 +258,35 @@ async def test_more_holes_than_a_checkpoint_may_keep_lose_nothing(
             found = await tailed.reads(271)
             assert {4, 100, 271} <= set(found)
             assert tailed.ledger.expired == 0
+
+
+@pytest.mark.parametrize("dialect", ["sqlite", "mariadb"])
+async def test_without_transaction_numbers_the_oldest_of_too_many_holes_are_given_up_counted_and_logged(
+    dialect: str, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tail, "MOST_HOLES", 5)
+    bank = databank(dialect, request)
+    bank.run("create table sparse (id bigint primary key)")
+    try:
+        async with following(bank, "sparse") as tailed:
+            bank.insert("sparse", [(n,) for n in range(0, 60, 3)])
+            with capture_logs() as logs:
+                assert len(await tailed.read()) == 20
+            (told,) = [line for line in logs if line["event"].startswith("too many ids are missing")]
+            assert (told["log_level"], told["stream"]) == ("warning", "s")
+            # What may come before the first, and 14 more.
+            assert (told["ranges"], told["first"], told["last"]) == (15, holes.LEAST_ID, 41)
+            assert holes.counts(tailed.checkpoint.detail) == (5, 15)
+            await tailed.reader.close()
+            await tailed.restart()
+            bank.insert("sparse", [(4,), (44,)])
+            assert await tailed.reads(44) == [44]
+            await asyncio.sleep(0.05)
+            assert await tailed.read() == []
+            assert tailed.ledger.expired == 15
+    finally:
+        bank.run("drop table sparse")
+        bank.close()
 
 
 async def test_a_transaction_that_stays_open_holds_up_neither_new_rows_nor_other_late_ones(bank: Databank) -> None:
