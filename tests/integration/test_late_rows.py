@@ -228,6 +228,27 @@ async def test_a_transaction_that_has_only_read_when_its_range_was_looked_throug
         bank.run("drop table changes")
 
 
+async def test_a_snapshots_range_is_looked_through_once_more_at_the_end(bank: Databank) -> None:
+    bank.run("create table changes (id int primary key, changed timestamptz not null)")
+    settings = {"mode": "snapshot_then_tail", "order_by": ["changed"], "delay_s": 0, "late_commit_s": 3}
+    try:
+        bank.run("insert into changes values (1, now())")
+        with transaction(bank, "select now()") as idle:
+            bank.run("insert into changes values (2, now())")
+            async with following(bank, "changes", **settings) as tailed:
+                async with asyncio.timeout(30):
+                    while not (await tailed.read() == [] and tailed.ledger.looked):
+                        pass
+                assert [passage.looks for passage in tailed.ledger.looked] == [holes.WIDE + 1]
+                with idle.cursor() as cursor:
+                    cursor.execute("update changes set changed = now() where id = 1")
+                idle.commit()
+                assert await tailed.reads(1) == [1]
+                assert not tailed.ledger.looked
+    finally:
+        bank.run("drop table changes")
+
+
 async def test_what_is_looked_through_again_stays_short_sends_nothing_twice_and_ends(bank: Databank) -> None:
     async with following(bank, "moments", late_commit_s=4) as tailed:
         found: list[Any] = []
