@@ -143,6 +143,7 @@ class Committer:
         self._give_up_after_s = give_up_after_s
         self._interval_s = interval_s
         self._whole = whole
+        self._dropped = False
         self._windows: dict[str, tuple[Window, Checkpoint, SplitProgress]] = {}
         self._news = asyncio.Event()
         self._hurry = asyncio.Event()
@@ -160,7 +161,8 @@ class Committer:
 
     def leave(self, split_id: str) -> None:
         """Ends an attempt: what its window still holds is dropped and never committed."""
-        self._windows.pop(split_id, None)
+        left = self._windows.pop(split_id, None)
+        self._dropped = self._dropped or (self._whole and left is not None and not left[0].empty)
 
     def submitting(self) -> contextlib.AbstractAsyncContextManager[object]:
         """Around the submission of a page."""
@@ -199,12 +201,16 @@ class Committer:
     async def save_also(self, changed: Sequence[Checkpoint]) -> None:
         """Commits what there is, and `changed` with it: checkpoints of splits that are not moving."""
         async with self.submitting():
-            while self._whole and not all(window.acknowledged for window, *_ in self._windows.values()):
+            while self._whole and not self._may_end():  # for ever, where the attempt has failed: it is cancelled soon
                 await self._news.wait()
                 self._news.clear()
             async for attempt in attempts(give_up_after_s=self._give_up_after_s, before_sleep=self._retried):
                 with attempt:
                     await self.commit(changed)
+
+    def _may_end(self) -> bool:
+        """Whether the transaction may: all that is in it is acknowledged, and stands in a window."""
+        return not self._dropped and all(window.acknowledged for window, *_ in self._windows.values())
 
     async def commit(self, also: Sequence[Checkpoint] = ()) -> None:
         """Writes the contiguous acknowledged prefixes of all windows, if there are any."""
@@ -212,6 +218,8 @@ class Committer:
             await self._commit(also)
 
     async def _commit(self, also: Sequence[Checkpoint]) -> None:
+        if self._dropped:
+            return
         found: list[tuple[Window, Prefix, SplitProgress, Checkpoint]] = []
         for window, base, progress in self._windows.values():
             prefix = window.committable()
