@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import importlib
 import os
 import signal
 import sys
@@ -86,9 +87,11 @@ async def stream_all(config: Config, *, once: bool, redact: Redact) -> tuple[lis
         running = asyncio.create_task(service.run(once=once, stop=stop))
         around.push_async_callback(_cancelled, running)
         await around.enter_async_context(progress.showing(service, terminal=sys.stderr.isatty(), say=log.info))
-        # The first rows come first: what imports much waits, and who asks meanwhile waits in the socket's queue.
+        # The first rows come first: what imports much waits, and who asks meanwhile waits in the socket's queue. It is
+        # imported in a thread, since pages would stand still meanwhile.
         await asyncio.wait({running}, timeout=_HEAD_START_S)
         if not running.done():
+            await asyncio.to_thread(importlib.import_module, "aiohttp.web")
             await around.enter_async_context(http.serving(listener, metrics, service, redact))
         summaries = await running
     for summary in summaries:

@@ -1,0 +1,43 @@
+"""Owns the claim that the command keeps the memory of a page for the next one."""
+
+from __future__ import annotations
+
+import os
+import platform
+import subprocess
+import sys
+
+import pytest
+
+PAGES = """
+import ctypes, resource, sys
+from producer.lean import lean_process
+
+if sys.argv[1] == "lean":
+    lean_process()
+libc = ctypes.CDLL(None)
+libc.malloc.restype = ctypes.c_void_p
+for page in range(3):
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    buffers = [ctypes.c_void_p(libc.malloc(2**20)) for _ in range(20)]
+    for buffer in buffers:
+        ctypes.memset(buffer, 1, 2**20)
+    for buffer in buffers:
+        libc.free(buffer)
+print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+"""
+
+
+def faults_of_the_third_page(how: str, **environment: str) -> int:
+    surroundings = {k: v for k, v in os.environ.items() if not k.startswith("MALLOC_")} | environment
+    done = subprocess.run(
+        [sys.executable, "-c", PAGES, how], capture_output=True, text=True, check=True, env=surroundings
+    )
+    return int(done.stdout)
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="other allocators have no such settings")
+def test_buffers_of_a_page_are_used_again_for_the_next() -> None:
+    assert faults_of_the_third_page("as it is") > 1_000
+    assert faults_of_the_third_page("lean") < 100
+    assert faults_of_the_third_page("lean", MALLOC_TRIM_THRESHOLD_="131072") > 1_000  # what the user says holds
