@@ -2,7 +2,8 @@
 
 A commit is one transaction, so all of it is there or none; by the transactional id ``<app>.<stream>`` the broker
 fences an older runner for good. A stream's plan holds its fingerprint and epoch; it outlives a reset (without the
-fingerprint), so that epochs only rise. A split's record is its checkpoint; a tombstone forgets it.
+fingerprint, and with the next epoch), so that epochs only rise. A split's record is its checkpoint; a tombstone forgets
+it.
 """
 
 from __future__ import annotations
@@ -224,9 +225,12 @@ class KafkaCheckpointStore:
                 records = await self._records(stream)
                 if not records.splits and _fingerprint(records) is None:
                     return False
-                plan = _plan(stream, _epoch(records), None)
+                # A runner that is still alive finds the higher epoch: else it would take its being fenced for a
+                # transaction that took too long, and go on.
+                plan = _plan(stream, _epoch(records) + 1, None)
                 splits = ((record_key(stream, split), None) for split in records.splits)
                 await self._write(stream, claim, [plan, _pause(stream, False), *splits])
+                await self._forget(stream)
                 return True
             finally:
                 if held is None and claim.producer is not None:

@@ -189,6 +189,34 @@ async def test_a_second_runner_is_kept_out_or_the_first_is_fenced(new_store: Cal
     assert loaded.checkpoints == (split(0, 2, rows=2),)
 
 
+async def test_a_reset_is_kept_out_by_a_live_runner_or_fences_it(new_store: Callable[[], Any]) -> None:
+    runner, other = await new_store(), await new_store()
+    epoch = await runner.claim(STREAM)
+    await runner.begin(state(epoch, split(0), split(1)))
+    try:
+        assert await other.reset(STREAM) is True
+    except CheckpointConflictError as error:
+        assert STREAM in error.message
+        await runner.commit(STREAM, epoch, [split(0, 1, rows=1)])  # the runner works on
+        return
+    for _ in range(2):
+        with pytest.raises(CheckpointConflictError):
+            await runner.commit(STREAM, epoch, [split(0, 1, rows=1)])
+    assert await other.load(STREAM) is None
+    assert await (await new_store()).claim(STREAM) > epoch
+
+
+async def test_a_runner_that_resets_its_stream_has_to_claim_it_again(new_store: Callable[[], Any]) -> None:
+    store = await new_store()
+    epoch = await store.claim(STREAM)
+    await store.begin(state(epoch, split(0)))
+    assert await store.reset(STREAM) is True
+    with pytest.raises(CheckpointConflictError):
+        await store.commit(STREAM, epoch, [split(0, 1, rows=1)])
+    assert await store.load(STREAM) is None
+    await store.begin(state(await store.claim(STREAM), split(0)))
+
+
 async def test_a_claim_ends_with_close(new_store: Callable[[], Any]) -> None:
     first = await new_store()
     epoch = await first.claim(STREAM)
