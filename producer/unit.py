@@ -20,6 +20,7 @@ import pyarrow as pa
 from producer.config import StreamConfig
 from producer.errors import (
     CheckpointConflictError,
+    CheckpointLostError,
     OtherQueryError,
     ProducerError,
     SinkUnavailableError,
@@ -265,7 +266,10 @@ class Unit:
         await store.lend(self.name, self.epoch)  # who came in between is fenced now, and neither goes on
         state = await store.load(self.name)
         if state is None:
-            raise CheckpointConflictError(f"the checkpoint of {self.name!r} went away while it was running")
+            raise CheckpointLostError(
+                f"the checkpoint of {self.name!r} went away while it was running",
+                hint=f"read again from the start after: producer checkpoint reset CONFIG {self.config.name}",
+            )
         self._restore(state)
 
         async def save(changed: Sequence[Checkpoint]) -> None:

@@ -16,7 +16,15 @@ from typing import Any, TypeVar, cast
 import structlog
 
 from producer.config import StreamConfig
-from producer.errors import CheckpointConflictError, ProducerError, StoreUnavailableError, TransientError, unexpected
+from producer.errors import (
+    CheckpointConflictError,
+    CheckpointLostError,
+    OtherQueryError,
+    ProducerError,
+    StoreUnavailableError,
+    TransientError,
+    unexpected,
+)
 from producer.metrics import StreamMetrics
 from producer.model import REPLAY, Between, Checkpoint, Split, StreamState, split_name, unit_name
 from producer.modes import refuse_other_mode, tail_after
@@ -139,9 +147,23 @@ class SharedStream(Stream):
         await self._as_stream(add)
 
     async def _load_units(self) -> dict[int, StreamState]:
+        """All units' states. CheckpointLostError where one is gone: every unit is planned, if without a split."""
         store, name = self._store, self.config.name
-        states = {partition: await store.load(unit_name(name, partition)) for partition in range(store.partitions)}
-        return {partition: state for partition, state in states.items() if state is not None}
+        states: dict[int, StreamState] = {}
+        for partition in range(store.partitions):
+            state = await store.load(unit_name(name, partition))
+            if state is None:
+                raise self._lost(partition)
+            states[partition] = state
+        return states
+
+    def _lost(self, partition: int) -> CheckpointLostError:
+        name = self.config.name
+        return CheckpointLostError(
+            f"stream {name!r}: the checkpoint of its unit {unit_name(name, partition)!r} is gone: the stream was reset "
+            "while it ran, or a reset has not come to its end",
+            hint=f"read again from the start after: producer checkpoint reset CONFIG {name}",
+        )
 
     async def _as_stream(self, work: Callable[[int], Awaitable[T]]) -> T:
         """Does something with the claim (its epoch) of the stream's own state: no two processes do so at a time. Who
@@ -229,31 +251,35 @@ class SharedStream(Stream):
                         self.wake,
                         snapshot_over=lambda: self._snapshot_over,
                     )
-                    await self._claim(unit)
+                    await self._claim(unit, partition)
             self._running[partition] = unit
             self._units.append(unit)
             self.status.split_lists[str(partition)] = unit.splits
             await unit.run()
+        except (CheckpointLostError, OtherQueryError) as error:  # there is nothing to go on with at the next claim
+            self._break(error)
         except CheckpointConflictError as error:
             # Not this stream's failure: the group has given the unit to somebody while we could not hear of it.
             log.warning("unit taken over", stream=self.config.name, unit=partition, error=error.message)
             self._forget(partition)
             return False
         except Exception as error:  # whatever it is: a unit that nobody runs would be missed by nobody
-            error = error if isinstance(error, ProducerError) else unexpected(error)
-            if self._broken is not None and not self._broken.done():
-                self._broken.set_result(error)
+            self._break(error if isinstance(error, ProducerError) else unexpected(error))
         finally:
             if writer is not None and writer is not self._writer:
                 await writer.close()
             await self._store.release(name)
         return True
 
-    async def _claim(self, unit: Unit) -> None:
+    def _break(self, error: ProducerError) -> None:
+        """A unit's failure is the stream's."""
+        if self._broken is not None and not self._broken.done():
+            self._broken.set_result(error)
+
+    async def _claim(self, unit: Unit, partition: int) -> None:
         state = await unit.claim()
-        if state is None:
-            await unit.begin(())
-            return
+        if state is None:  # an empty unit in its place would pass for one that is done
+            raise self._lost(partition)
         # What is to be followed again is not done, for those who look whether all is.
         reopened = [again for c in state.checkpoints if (again := unit.resumed(c)) != c]
         if reopened:
@@ -341,7 +367,7 @@ class SharedStream(Stream):
 
     async def _look(self) -> bool:
         """Looks at all units, other processes' too: takes up what was put into ours, counts what is still to come, and
-        says whether all is done. False where that cannot be told just now."""
+        says whether all is done. False where that cannot be told just now; CheckpointLostError where it never will."""
         idle = {partition for partition, task in self._owned.items() if task.done()}
         running = dict(self._running)
         try:
@@ -355,7 +381,7 @@ class SharedStream(Stream):
             self._take_up(partition, state, running.get(partition), idle)
         self._show_units(states)
         begun = all(self._has_been_run(partition, state) for partition, state in states.items())
-        return begun and len(states) == self._store.partitions and all(c.done for c in checkpoints)
+        return begun and all(c.done for c in checkpoints)
 
     def _take_up(self, partition: int, state: StreamState, unit: Unit | None, idle: Collection[int]) -> None:
         """What others have put into a unit that was ours, or was at its end, when its state was read."""

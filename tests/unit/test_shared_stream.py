@@ -17,7 +17,14 @@ from producer.config import Config, StreamConfig
 from producer.coordination import sharing
 from producer.coordination.membership import Membership
 from producer.coordination.sharing import SharedStream
-from producer.errors import CheckpointConflictError, SourceUnavailableError
+from producer.coordination.units import reset_whole
+from producer.errors import (
+    CheckpointConflictError,
+    CheckpointLostError,
+    OtherQueryError,
+    SourceUnavailableError,
+    StoreUnavailableError,
+)
 from producer.inflight import ByteBudget
 from producer.metrics import Metrics
 from producer.model import Between, Checkpoint, Dataset, KeyPosition, Split, StreamState
@@ -330,6 +337,91 @@ async def test_what_an_earlier_run_was_done_with_is_not_done_before_this_one_has
         async with asyncio.timeout(10):
             await running
     assert writer.sent == list(range(201, 231))
+
+
+class FencingStore(MemoryLendingStore):
+    """Whose commits find what somebody has done to the state, as they do in Kafka."""
+
+    async def commit(self, stream: str, epoch: int, changed: Sequence[Checkpoint]) -> None:
+        state = self.states.get(stream)
+        if state is None or state.epoch > epoch:
+            raise CheckpointConflictError("taken over")
+        await super().commit(stream, epoch, changed)
+
+
+@asynccontextmanager
+async def at_work(store: MemoryStore, rows: int = 4000) -> AsyncIterator[tuple[SharedStream, asyncio.Task[None]]]:
+    """A worker that owns both units and has sent some of their rows."""
+    stop, writer = asyncio.Event(), ScriptedWriter()
+    with shared(ScriptedSource(rows, cuts=(rows // 2,)), writer, store, stop) as stream:
+        await stream.start()
+        await stream.own([0, 1])
+        running = asyncio.create_task(stream.run())
+        try:
+            async with asyncio.timeout(15):
+                while len(writer.sent) < 300:
+                    await asyncio.sleep(0)
+                yield stream, running
+        finally:
+            stop.set()
+            await asyncio.wait({running}, timeout=10)
+
+
+@pytest.mark.parametrize("found_by", ["a look", "the unit's claim"])
+async def test_a_stream_whose_state_is_reset_while_it_runs_fails_and_is_not_complete(
+    found_by: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def unavailable() -> dict[int, StreamState]:
+        raise StoreUnavailableError("away")
+
+    monkeypatch.setattr(sharing, "CLAIM_AGAIN_S", 0.02)
+    monkeypatch.setattr(sharing, "DRAIN_DEADLINE_S", 0.1)
+    store = FencingStore()
+    async with at_work(store) as (stream, running):
+        if found_by != "a look":
+            monkeypatch.setattr(stream, "_load_units", unavailable)
+        await reset_whole(cast(Any, store), "t")
+        await running
+    assert stream.status.state == "failed"
+    assert isinstance(stream.failure, CheckpointLostError)
+    assert "producer checkpoint reset CONFIG t" in stream.failure.hint
+    assert store.states == {}, "no empty unit in the place of what was lost"
+
+
+async def test_a_unit_that_was_planned_and_is_not_there_at_the_start_is_not_taken_for_an_empty_one() -> None:
+    store, writer = MemoryLendingStore(), ScriptedWriter()
+    with shared(ScriptedSource(200, cuts=(100,)), writer, store, asyncio.Event()) as stream:
+        await stream.start()
+    await store.reset("t/1")  # as of a reset that did not come to its end
+    with shared(ScriptedSource(200, cuts=(100,)), writer, store, asyncio.Event()) as stream:
+        async with asyncio.timeout(10):
+            await stream.run()
+    assert isinstance(stream.failure, CheckpointLostError)
+    assert "t/1" in stream.failure.message
+    assert sorted(store.states) == ["t", "t/0"]
+
+
+async def test_a_unit_that_another_query_has_begun_anew_is_not_claimed_again_for_ever(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(sharing, "CLAIM_AGAIN_S", 0.02)
+    store = FencingStore()
+    async with at_work(store) as (stream, running):
+        store.states["t/0"] = replace(store.states["t/0"], fingerprint="another", epoch=9)
+        await running
+    assert stream.status.state == "failed"
+    assert isinstance(stream.failure, OtherQueryError)
+
+
+async def test_a_stream_with_fewer_splits_than_units_is_complete_with_empty_units() -> None:
+    store, writer = MemoryLendingStore(partitions=4), ScriptedWriter()
+    with shared(ScriptedSource(200, cuts=(100,)), writer, store, asyncio.Event()) as stream:
+        await stream.start()
+        await stream.own(range(4))
+        async with asyncio.timeout(10):
+            await stream.run()
+    assert stream.status.state == "complete"
+    assert sorted(writer.sent) == list(range(1, 201))
 
 
 async def test_two_processes_whose_planning_takes_long_do_not_fence_one_another_for_ever() -> None:
