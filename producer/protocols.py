@@ -248,6 +248,10 @@ class LendingStore(CheckpointStore, Protocol):
         """Gives a claim up, for another process to take."""
         ...
 
+    async def load_all(self, streams: Sequence[str]) -> Sequence[StreamState | None]:
+        """As `load`, of each: all as of one moment, and in one read however many they are."""
+        ...
+
     async def begin_units(self, state: StreamState, units: Sequence[StreamState]) -> None:
         """Writes a stream's first state and those of its units, all or none. Needs the claim of the stream."""
         ...

@@ -87,9 +87,13 @@ class KafkaCheckpointStore:
         await asyncio.gather(self._reader.close(), *(abandon(producer) for producer in producers))
 
     async def load(self, stream: str) -> StreamState | None:
+        (state,) = await self.load_all([stream])
+        return state
+
+    async def load_all(self, streams: Sequence[str]) -> Sequence[StreamState | None]:
         with self._errors("read"):
-            records = (await self._read(stream)).get(stream)
-        return None if records is None else self._state(stream, records)
+            found = await self._reader.read(*{self._partition(stream) for stream in streams})
+        return [self._state(stream, found.get(stream, StreamRecords())) for stream in streams]
 
     async def streams(self) -> Sequence[str]:
         with self._errors("read"):

@@ -57,12 +57,12 @@ class StateTopic:
         self._streams: dict[str, StreamRecords] = {}
         self._turn = asyncio.Lock()
 
-    async def read(self, partition: int | None = None) -> dict[str, StreamRecords]:
-        """Every stream's records, as of now in all partitions or in the given one; the caller may not change them.
+    async def read(self, *partitions: int) -> dict[str, StreamRecords]:
+        """Every stream's records, as of now in the given partitions or in all; the caller may not change them.
 
         TimeoutError after ``request_timeout_s``: an open transaction of a runner that hangs is waited for.
         """
-        wanted = self._all if partition is None else [self._all[partition]]
+        wanted = [self._all[partition] for partition in partitions] or self._all
         async with self._turn:
             try:
                 async with asyncio.timeout(self._config.request_timeout_s):

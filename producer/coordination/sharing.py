@@ -148,10 +148,9 @@ class SharedStream(Stream):
 
     async def _load_units(self) -> dict[int, StreamState]:
         """All units' states. CheckpointLostError where one is gone: every unit is planned, if without a split."""
-        store, name = self._store, self.config.name
+        names = [unit_name(self.config.name, partition) for partition in range(self._store.partitions)]
         states: dict[int, StreamState] = {}
-        for partition in range(store.partitions):
-            state = await store.load(unit_name(name, partition))
+        for partition, state in enumerate(await self._store.load_all(names)):
             if state is None:
                 raise self._lost(partition)
             states[partition] = state

@@ -6,14 +6,14 @@ import asyncio
 import gc
 import json
 import logging
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from typing import Any
 
 import pytest
-from aiokafka import AIOKafkaProducer
+from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
 
 from producer.checkpoints.kafka import KafkaCheckpointStore
-from producer.checkpoints.state_topic import record_key
+from producer.checkpoints.state_topic import StateTopic, record_key
 from producer.config import Config
 from producer.embedded import EmbeddedKafka
 from producer.errors import CheckpointConflictError, CheckpointCorruptError, StoreUnavailableError
@@ -30,6 +30,7 @@ def config(app: str, bootstrap: str, **kafka: Any) -> Config:
             "app": app,
             "kafka": {"bootstrap_servers": bootstrap, **kafka},
             "checkpoints": {"type": "kafka"},
+            "coordination": "kafka" if "state_partitions" in kafka else "none",
             "sources": {"s": {"type": "sql", "url": "sqlite:///none"}},
             "streams": [{"name": "t", "source": "s", "table": "t"}],
         }
@@ -235,6 +236,33 @@ async def test_of_two_processes_plans_one_is_there_and_it_is_whole(open_store: O
         await first.begin_units(state(epoch), mine)
     found = [await second.load(f"t/{n}") for n in range(2)]
     assert [unit.checkpoints for unit in found if unit] == [(at(2, 2),), (at(3, 3),)]
+
+
+async def test_all_units_are_read_with_one_question_for_their_ends(
+    open_store: Open, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However many partitions they are in: a stream's processes look at them each second."""
+    store, reader = [await open_store(state_partitions=6) for _ in ("store", "reader")]
+    names = [f"t/{n}" for n in range(6)]
+    units = [state(0, at(n, n), stream=name) for n, name in enumerate(names)]
+    await store.begin_units(state(await store.claim("t")), units)
+    asked: list[int] = []
+    ends = StateTopic._ends_now
+
+    async def counted(topic: StateTopic, consumer: AIOKafkaConsumer, wanted: Sequence[TopicPartition]) -> Any:
+        asked.append(len(wanted))
+        return await ends(topic, consumer, wanted)
+
+    for rows in (0, 10):  # all from the start, and what is new
+        if rows:
+            await store.commit("t/3", await store.claim("t/3"), [at(3, rows)])
+            await store.commit("t/5", await store.claim("t/5"), [at(5, rows)])
+        with monkeypatch.context() as patch:
+            patch.setattr(StateTopic, "_ends_now", counted)
+            found = await reader.load_all([*names, "nobody/1"])
+        rows_of = [unit.checkpoints[0].rows if unit else None for unit in found]
+        assert rows_of == [0, 1, 2, rows or 3, 4, rows or 5, None]
+    assert asked == [6, 6]
 
 
 async def test_a_split_is_put_into_a_unit_that_another_process_runs(

@@ -45,6 +45,9 @@ class MemoryLendingStore(MemoryStore):
 
     async def release(self, stream: str) -> None: ...
 
+    async def load_all(self, streams: Sequence[str]) -> Sequence[StreamState | None]:
+        return [await MemoryStore.load(self, stream) for stream in streams]
+
     async def claim(self, stream: str, above: int = 0) -> int:
         epoch = await MemoryStore.claim(self, stream, above)
         if stream in self.states:
@@ -347,6 +350,25 @@ class FencingStore(MemoryLendingStore):
         if state is None or state.epoch > epoch:
             raise CheckpointConflictError("taken over")
         await super().commit(stream, epoch, changed)
+
+
+async def test_a_look_reads_the_units_at_once_however_many_they_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    read: list[Sequence[str]] = []
+
+    class Counting(MemoryLendingStore):
+        async def load(self, stream: str) -> StreamState | None:
+            read.append([stream])
+            return await super().load(stream)
+
+        async def load_all(self, streams: Sequence[str]) -> Sequence[StreamState | None]:
+            read.append(streams)
+            return await super().load_all(streams)
+
+    with shared(ScriptedSource(200), ScriptedWriter(), Counting(partitions=12), asyncio.Event()) as stream:
+        await stream.start()
+        read.clear()
+        await stream._look()
+    assert read == [["t"], [f"t/{unit}" for unit in range(12)]]
 
 
 @asynccontextmanager
