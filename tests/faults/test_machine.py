@@ -157,6 +157,7 @@ def test_a_clock_far_ahead_of_the_brokers_fails_the_run_by_its_name_and_loses_no
     audit = make_audit(isolation="read_committed")
     audit.catch_up()
     assert (set(audit.keys), audit.duplicates) == (KEYS, 0)
+    assert verified(config, "events")["source_rows"] == ROWS
 
 
 @pytest.mark.timeout(120)

@@ -15,13 +15,16 @@ from typing import Any
 import pytest
 
 from producer.coordination.membership import SESSION_TIMEOUT_MS
+from producer.sinks.kafka import _TRANSACTION_TIMEOUT_MS
+from producer.unit import WINDOW_PAGES
 from tests.audit import TopicAudit
 from tests.faults.killing import finish, start
 from tests.faults.test_kill import KEY_SCHEMA, postgres_table
-from tests.faults.workers import shared_configuration
+from tests.faults.workers import shared_configuration, verified
 
 ROWS = 300_000
 UNITS = 6
+PAGE_SIZE = 1000  # of `shared_configuration`
 
 
 @pytest.fixture(scope="module")
@@ -78,33 +81,49 @@ def test_workers_killed_at_random_leave_every_row_on_the_topic(
     finally:
         end_all(workers)
         audit.close()
+    assert verified(config, "events")["source_rows"] == ROWS
 
 
 @pytest.mark.timeout(200)
-def test_an_owner_that_hangs_is_replaced_and_writes_nothing_when_it_wakes(
-    table: str, kafka_bootstrap: str, unique: str, tmp_path: Path
+@pytest.mark.parametrize("delivery", ["exactly_once", "at_least_once"])
+def test_an_owner_that_hangs_is_replaced_and_what_it_writes_when_it_wakes_is_refused(
+    delivery: str, table: str, kafka_bootstrap: str, unique: str, tmp_path: Path
 ) -> None:
+    """In transactions the broker refuses its records; at least once, records may come and checkpoints are refused."""
     config = shared_configuration(
-        tmp_path, kafka_bootstrap, table, unique, delivery="exactly_once", rows_per_s=15_000, units=UNITS
+        tmp_path, kafka_bootstrap, table, unique, delivery=delivery, rows_per_s=25_000, units=UNITS
     )
-    audit = TopicAudit(kafka_bootstrap, unique, KEY_SCHEMA, isolation="read_committed")
-    workers = [start(config, "--once") for _ in range(2)]
+    exactly_once = delivery == "exactly_once"
+    audit = TopicAudit(
+        kafka_bootstrap, unique, KEY_SCHEMA, isolation="read_committed" if exactly_once else "read_uncommitted"
+    )
+    workers = [start(config, "--once")]
     try:
         wait_for(audit, 20_000, workers)
-        workers[0].send_signal(signal.SIGSTOP)
-        time.sleep(SESSION_TIMEOUT_MS / 1000 + 4)
+        workers.append(start(config, "--once"))
+        workers[0].send_signal(signal.SIGSTOP)  # it has all units, and is in the midst of them
+        pause_s = SESSION_TIMEOUT_MS / 1000 + 4
+        time.sleep(pause_s)
         moved = audit.end()
-        wait_for(audit, moved + 5_000, workers[1:], 30)  # the other one has taken its work over
+        # The other one has taken its work over, before the broker would end its transactions for their age alone.
+        wait_for(audit, moved + 5_000, workers[1:], _TRANSACTION_TIMEOUT_MS / 1000 - pause_s - 3)
         workers[0].send_signal(signal.SIGCONT)
+        told = []
         for worker in workers:
             _, err = worker.communicate(timeout=120)
             assert worker.returncode == 0, err
+            told.append(err)
+        refused = [line for line in told[0].splitlines() if "unit taken over" in line]
+        assert refused, told[0]
+        assert all("has been taken over by another runner" in line for line in refused)
+        assert "unit taken over" not in told[1]
         audit.catch_up()
         assert set(audit.keys) == {(n * 3,) for n in range(1, ROWS + 1)}
-        assert audit.duplicates == 0
+        assert audit.duplicates <= (0 if exactly_once else UNITS * WINDOW_PAGES * PAGE_SIZE)
     finally:
         end_all(workers)
         audit.close()
+    assert verified(config, "events")["source_rows"] == ROWS
 
 
 @pytest.mark.timeout(200)

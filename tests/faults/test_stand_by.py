@@ -12,6 +12,7 @@ from tests.audit import TopicAudit
 from tests.faults.killing import start, write_config
 from tests.faults.test_kill import KEY_SCHEMA, ROWS, sqlite_table
 from tests.faults.test_shared_work import end_all, wait_for
+from tests.faults.workers import verified
 
 LOCK_TIMEOUT_S = 4
 
@@ -67,3 +68,4 @@ def test_when_the_holder_of_the_lock_is_gone_the_other_takes_over_and_a_late_wak
     finally:
         end_all(workers)
         audit.close()
+    assert verified(config, unique)["source_rows"] == ROWS
