@@ -17,9 +17,11 @@ from urllib.parse import urlsplit
 
 import pytest
 
+from producer import holes
 from producer.embedded import free_port
+from producer.model import KeyPosition
 from tests.audit import TopicAudit
-from tests.faults.killing import start, write_config
+from tests.faults.killing import start, state_of, write_config
 from tests.faults.workers import verified
 from tests.services.databases import Postgres
 from tests.services.process import Process, account, owned_folder
@@ -301,6 +303,21 @@ def test_without_its_ledger_the_tail_loses_rows(
         assert committed - set(audit.keys)
 
 
+def passed_ids(config: Path) -> set[int]:
+    """Up to the checkpoint, those that it does not say may still come; none where there is no checkpoint yet."""
+    state = state_of(config, "events")
+    found = set[int]()
+    for checkpoint in state.checkpoints if state is not None else ():
+        if isinstance(checkpoint.position, KeyPosition) and checkpoint.detail is not None:
+            ledger = holes.from_json(checkpoint.detail)
+            (last,) = checkpoint.position.values
+            assert isinstance(last, int)
+            found |= set(range(max(ledger.floor, 0) + 1, last + 1))
+            for hole in ledger.holes:
+                found.difference_update(range(hole.first, hole.last + 1))
+    return found
+
+
 @pytest.mark.timeout(240)
 def test_a_tail_that_is_killed_again_and_again_has_every_committed_row(
     server: tuple[str, str, Connect], kafka_bootstrap: str, unique: str, tmp_path: Path
@@ -310,6 +327,7 @@ def test_a_tail_that_is_killed_again_and_again_has_every_committed_row(
     audit = TopicAudit(kafka_bootstrap, unique, KEY_SCHEMA)
     threads = load(kind, connect)
     rng = random.Random(7)
+    looked_at = 0
 
     def more(before: int) -> bool:
         return audit.records > before or not any(thread.is_alive() for thread in threads)
@@ -319,6 +337,12 @@ def test_a_tail_that_is_killed_again_and_again_has_every_committed_row(
             with running(config):
                 assert reaches(audit, partial(more, audit.records))
                 time.sleep(rng.uniform(0, 0.5))
+            passed = passed_ids(config)
+            audit.catch_up()
+            ahead = {(number,) for number in passed} & ids(connect) - set(audit.keys)
+            assert not ahead, f"the checkpoint is ahead of the topic by {len(ahead)} rows, such as {sorted(ahead)[:3]}"
+            looked_at += len(passed)
+        assert looked_at
         for thread in threads:
             thread.join()
         committed = ids(connect)
