@@ -16,8 +16,9 @@ import pytest
 from adbc_driver_postgresql import dbapi
 
 from producer.embedded import EmbeddedKafka
+from producer.redis import SOCKET_TIMEOUT_S
 from tests.audit import TopicAudit
-from tests.faults.killing import finish, start, write_config
+from tests.faults.killing import finish, start, state_of, write_config
 from tests.faults.test_kill import KEY_SCHEMA
 from tests.faults.workers import verified
 from tests.services.proxy import Proxy
@@ -29,12 +30,17 @@ PREFIX = 5  # bytes of the framing before a key
 
 @dataclass(frozen=True, slots=True)
 class Fault:
-    """Switches of a `Proxy` that are set for `hold_s`, and whether connections break at its end."""
+    """Switches of a `Proxy` that are set for `hold_s`, and whether connections break at its end.
+
+    One that `strands` leaves the connections open at its end, those that were made meanwhile, too: nothing ever passes
+    on them again, and only new ones work.
+    """
 
     name: str
     switches: dict[str, Any]
     hold_s: float = 0.5
     breaks: bool = False
+    strands: bool = False
 
 
 FAULTS = (
@@ -43,30 +49,59 @@ FAULTS = (
     Fault("drop", {"silent": True}),  # for a while; TCP brings it later
     Fault("reset", {}, hold_s=0, breaks=True),
     Fault("down", {"refuse": True}, breaks=True),
-    Fault("half-open", {"silent": True}, hold_s=1.5, breaks=True),  # longer than the deadlines below
     Fault("lost answers", {"swallow_answers": True}, breaks=True),
+    Fault("half-open", {}, strands=True),  # no end to it but the deadline of whoever waits for an answer
 )
 
 
-def begin(proxy: Proxy, fault: Fault) -> None:
-    for switch, value in fault.switches.items():
-        setattr(proxy, switch, value)
-    if fault.breaks and "refuse" in fault.switches:
-        proxy.reset()
+class Back(Proxy):
+    """One that breaks off also connections whose other end has gone, which its silence has kept from it."""
+
+    async def _reset(self) -> None:
+        for writer in list(self._writers):
+            writer.transport.abort()
 
 
-def end(proxy: Proxy, fault: Fault) -> None:
-    if fault.breaks:
-        proxy.reset()
-    for switch, usual in (
-        ("latency_s", 0.0),
-        ("bytes_per_s", None),
-        ("silent", False),
-        ("swallow_answers", False),
-        ("refuse", False),
-    ):
-        if switch in fault.switches:
-            setattr(proxy, switch, usual)
+class Line:
+    """A proxy behind the one that clients know: it falls silent for good, and new connections go around it."""
+
+    def __init__(self, front: Proxy) -> None:
+        self.front = front
+        self._server_port = front.upstream_port
+        self._back = Back(front.upstream_port)
+        front.upstream_port = self._back.port
+
+    def begin(self, fault: Fault) -> None:
+        for switch, value in fault.switches.items():
+            setattr(self.front, switch, value)
+        if fault.breaks and "refuse" in fault.switches:
+            self.front.reset()
+        if fault.strands:
+            self._back.silent = True
+
+    def end(self, fault: Fault) -> None:
+        if fault.breaks:
+            self.front.reset()
+        for switch, usual in (
+            ("latency_s", 0.0),
+            ("bytes_per_s", None),
+            ("silent", False),
+            ("swallow_answers", False),
+            ("refuse", False),
+        ):
+            if switch in fault.switches:
+                setattr(self.front, switch, usual)
+        if fault.strands:
+            self.front.upstream_port = self._server_port
+
+    def give_up(self) -> None:
+        """Breaks the silent connections off, as keepalives do in the end: until then they hold a driver's threads, and
+        so the process's exit."""
+        self._back.reset()
+
+    def close(self) -> None:
+        self.front.upstream_port = self._server_port
+        self._back.close()
 
 
 def through(proxy: Proxy, url: str) -> str:
@@ -97,7 +132,7 @@ def database(postgres_dsn: str) -> str:
 def configuration(
     folder: Path, name: str, *, bootstrap: str, database: str, registry: str, redis: str | None = None, **kafka: float
 ) -> Path:
-    """Exactly once, or checkpoints and the shared rate limit in Redis."""
+    """Exactly once, or checkpoints in Redis. The deadlines are short, since a half-open line lasts until they pass."""
     checkpoints: dict[str, Any] = {"type": "kafka"}
     if redis is not None:
         checkpoints = {"type": "redis", "url": redis, "prefix": f"{name}:", "lock_timeout_s": 20}
@@ -106,7 +141,7 @@ def configuration(
         {
             "app": name,
             "kafka": {"bootstrap_servers": bootstrap, **kafka},
-            "schema_registry": {"url": registry, "timeout_s": 5.0},
+            "schema_registry": {"url": registry, "timeout_s": 2.0},
             "checkpoints": checkpoints,
             "delivery": "at_least_once" if redis else "exactly_once",
             "http": {"port": 0},
@@ -134,16 +169,32 @@ def wait_until(true: Callable[[], bool], process: subprocess.Popen[str], deadlin
         time.sleep(0.02)
 
 
+def commits_more(config: Path) -> Callable[[], bool]:
+    """Whether the checkpoints have moved on from where they are now."""
+
+    def rows() -> int:
+        state = state_of(config, "events")
+        return sum(checkpoint.rows for checkpoint in state.checkpoints) if state is not None else 0
+
+    before = rows()
+    return lambda: rows() > before
+
+
 def goes_on_through_all(
     config: Path,
     name: str,
     direct: str,
     proxy: Proxy,
     *,
+    deadline_s: float,
     exactly_once: bool = True,
     meanwhile: Callable[[Fault], None] = lambda _fault: None,
 ) -> None:
-    """Each fault in turn, the next one when the run has gone on for a while after the last."""
+    """Each fault in turn, the next one when the run has gone on for a while after the last.
+
+    `deadline_s` is how long the run waits for an answer on the line: after that it goes on where a line is half-open.
+    """
+    line = Line(proxy)
     audit = TopicAudit(
         direct, name, KEY_SCHEMA, prefix=PREFIX, isolation="read_committed" if exactly_once else "read_uncommitted"
     )
@@ -151,12 +202,20 @@ def goes_on_through_all(
     try:
         wait_until(lambda: audit.end() >= 200, process)
         for fault in FAULTS:
-            before = audit.end()
-            begin(proxy, fault)
+            if fault.strands:  # there is to be a connection, in use again after the fault before
+                wait_until(commits_more(config), process)
+            before, began = audit.end(), time.monotonic()
+            line.begin(fault)
             meanwhile(fault)
             time.sleep(fault.hold_s)
-            end(proxy, fault)
-            wait_until(lambda before=before: audit.end() >= before + 200, process)  # type: ignore[misc]
+            line.end(fault)
+            if fault.strands:
+                more = commits_more(config)
+                wait_until(lambda more=more: process.poll() is not None or more(), process)  # type: ignore[misc]
+                assert time.monotonic() - began > 0.8 * deadline_s, "nobody waited for an answer on the silent line"
+                line.give_up()
+            else:
+                wait_until(lambda before=before: audit.end() >= before + 200, process)  # type: ignore[misc]
         (summary,) = finish(process, 60)
         assert summary["state"] == "complete"
         audit.catch_up()
@@ -167,6 +226,7 @@ def goes_on_through_all(
         process.kill()
         process.communicate()
         audit.close()
+        line.close()
     assert verified(config, "events")["source_rows"] == ROWS
 
 
@@ -184,7 +244,7 @@ def test_a_run_goes_on_through_every_fault_of_the_line_to_its_broker(
         request_timeout_s=3.0,
         connect_timeout_s=5.0,
     )
-    goes_on_through_all(config, unique, broker.bootstrap, proxy)
+    goes_on_through_all(config, unique, broker.bootstrap, proxy, deadline_s=3.0)
 
 
 @pytest.mark.timeout(180)
@@ -200,7 +260,7 @@ def test_a_run_goes_on_through_every_fault_of_the_line_to_its_database(
     config = configuration(
         tmp_path, unique, bootstrap=kafka_bootstrap, database=through(proxy, database), registry=registry_url
     )
-    goes_on_through_all(config, unique, kafka_bootstrap, proxy)
+    goes_on_through_all(config, unique, kafka_bootstrap, proxy, deadline_s=1.0)
 
 
 @pytest.mark.timeout(180)
@@ -222,7 +282,7 @@ def test_a_run_goes_on_through_every_fault_of_the_line_to_its_redis(
         registry=registry_url,
         redis=through(proxy, redis_url),
     )
-    goes_on_through_all(config, unique, kafka_bootstrap, proxy, exactly_once=False)
+    goes_on_through_all(config, unique, kafka_bootstrap, proxy, deadline_s=SOCKET_TIMEOUT_S, exactly_once=False)
 
 
 @pytest.mark.timeout(180)
@@ -244,7 +304,7 @@ def test_a_run_goes_on_through_every_fault_of_the_line_to_its_registry(
     def add_column(fault: Fault) -> None:
         run_sql(database, f'ALTER TABLE events ADD COLUMN "{fault.name}" int')
 
-    goes_on_through_all(config, unique, kafka_bootstrap, proxy, meanwhile=add_column)
+    goes_on_through_all(config, unique, kafka_bootstrap, proxy, deadline_s=2.0, meanwhile=add_column)
     with urllib.request.urlopen(f"{registry_url}/subjects/{unique}-value/versions/latest", timeout=30) as answer:
         latest = answer.read().decode()
     assert all(fault.name.replace(" ", "_").replace("-", "_") in latest for fault in FAULTS)
