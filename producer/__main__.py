@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import sys
-
-from producer.cli import main
+from producer.cli import command
 
 if __name__ == "__main__":
-    sys.exit(main())
+    command()

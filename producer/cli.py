@@ -7,9 +7,12 @@ stopped by SIGINT and SIGTERM after a clean drain.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import importlib
 import os
 import sys
+import threading
+import time
 import traceback
 from collections.abc import Sequence
 from typing import NoReturn
@@ -22,6 +25,7 @@ from producer.lean import lean_process
 EXIT_FAILED = 1
 EXIT_CONFIG = 2
 EXIT_INTERRUPTED = 130
+_THREADS_S = 1.0  # for threads that are about to end
 
 
 class _Parser(argparse.ArgumentParser):
@@ -41,6 +45,20 @@ def build_parser() -> argparse.ArgumentParser:
     for name in COMMANDS:
         importlib.import_module(f"producer.commands.{name}").add_parser(subparsers)
     return parser
+
+
+def command() -> NoReturn:
+    """The process ``producer``: `main`, and an end also where a driver waits on a line that has gone silent."""
+    code = main()
+    until = time.monotonic() + _THREADS_S
+    for thread in threading.enumerate():
+        if thread is not threading.main_thread() and not thread.daemon:
+            thread.join(max(0.0, until - time.monotonic()))
+            if thread.is_alive():  # the interpreter would wait for it for ever
+                with contextlib.suppress(OSError):
+                    sys.stdout.flush()
+                os._exit(code)
+    sys.exit(code)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

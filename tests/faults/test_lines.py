@@ -94,11 +94,6 @@ class Line:
         if fault.strands:
             self.front.upstream_port = self._server_port
 
-    def give_up(self) -> None:
-        """Breaks the silent connections off, as keepalives do in the end: until then they hold a driver's threads, and
-        so the process's exit."""
-        self._back.reset()
-
     def close(self) -> None:
         self.front.upstream_port = self._server_port
         self._back.close()
@@ -213,7 +208,6 @@ def goes_on_through_all(
                 more = commits_more(config)
                 wait_until(lambda more=more: process.poll() is not None or more(), process)  # type: ignore[misc]
                 assert time.monotonic() - began > 0.8 * deadline_s, "nobody waited for an answer on the silent line"
-                line.give_up()
             else:
                 wait_until(lambda before=before: audit.end() >= before + 200, process)  # type: ignore[misc]
         (summary,) = finish(process, 60)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import threading
 from collections.abc import Callable
 from concurrent.futures import Executor
 from typing import TypeVar
@@ -19,8 +21,8 @@ async def in_thread(
     """`work()` in a thread of `executor`; TimeoutError after `deadline_s` seconds.
 
     On a timeout or a cancellation `stop` is called and `work` is waited for, for a short while, so that the connection
-    it uses is seldom left in the middle of a query. `stop` may block for a round trip, so it has a thread too: one of
-    the loop's, because all of `executor` may hang in such work.
+    it uses is seldom left in the middle of a query. `stop` may block, for as long as a server is silent, so it has a
+    thread of its own: all of `executor` may hang in such work, and the loop's threads are waited for at its end.
     """
     loop = asyncio.get_running_loop()
     running = loop.run_in_executor(executor, work)
@@ -33,7 +35,12 @@ async def in_thread(
     except (TimeoutError, asyncio.CancelledError):
         if not running.done():
             if stop is not None:
-                stopping = loop.run_in_executor(None, stop)
-                stopping.add_done_callback(lambda future: future.cancelled() or future.exception())
+                threading.Thread(target=_quietly, args=(stop,), name="stop", daemon=True).start()
             await asyncio.wait([running], timeout=STOP_GRACE_S)
         raise
+
+
+def _quietly(stop: Callable[[], None]) -> None:
+    """What cannot be stopped is given up; what it was told meanwhile is of no use to anybody."""
+    with contextlib.suppress(Exception):
+        stop()
