@@ -183,6 +183,10 @@ def _goals(results: Results) -> list[tuple[str, str, bool]]:
     many = results.get("streams", [])
     if many:
         goal(f"peak memory of {many[-1].workload} under {{}}", many[-1].median("peak_rss_mb"), 400, "{:.0f} MB")
+        first, last = many[-1].median("startup_s"), many[-1].median("last_stream_begins_s")
+        if first and last is not None:
+            text = f"of {many[-1].workload} the last to begin takes at most {{}} times as long as the first"
+            goal(text, (first + last) / first, 1.5, "{:.2f}")
     return found
 
 
