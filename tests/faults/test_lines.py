@@ -54,21 +54,13 @@ FAULTS = (
 )
 
 
-class Back(Proxy):
-    """One that breaks off also connections whose other end has gone, which its silence has kept from it."""
-
-    async def _reset(self) -> None:
-        for writer in list(self._writers):
-            writer.transport.abort()
-
-
 class Line:
     """A proxy behind the one that clients know: it falls silent for good, and new connections go around it."""
 
     def __init__(self, front: Proxy) -> None:
         self.front = front
         self._server_port = front.upstream_port
-        self._back = Back(front.upstream_port)
+        self._back = Proxy(front.upstream_port)
         front.upstream_port = self._back.port
 
     def begin(self, fault: Fault) -> None:

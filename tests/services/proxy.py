@@ -80,7 +80,7 @@ class Proxy:
     async def _reset(self) -> None:
         for writer in list(self._writers):
             connection = writer.get_extra_info("socket")
-            if connection is not None:
+            if connection is not None and connection.fileno() >= 0:
                 connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
             writer.transport.abort()
 
