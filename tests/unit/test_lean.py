@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import os
-import platform
 import subprocess
 import sys
-
-import pytest
 
 PAGES = """
 import ctypes, resource, sys
@@ -36,7 +33,6 @@ def faults_of_the_third_page(how: str, **environment: str) -> int:
     return int(done.stdout)
 
 
-@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="other allocators have no such settings")
 def test_buffers_of_a_page_are_used_again_for_the_next() -> None:
     assert faults_of_the_third_page("as it is") > 1_000
     assert faults_of_the_third_page("lean") < 100
