@@ -261,6 +261,8 @@ async def uninterrupted(work: Coroutine[Any, Any, None]) -> None:
         await asyncio.shield(task)
     except asyncio.CancelledError:
         await asyncio.wait({task})  # no file is closed under the thread that writes it
+        if not task.cancelled():
+            task.exception()  # seen: who is cancelled does not hear of it
         raise
 
 
