@@ -110,7 +110,7 @@ def run(folder: Path, bootstrap: str, dsn: str, args: argparse.Namespace, worker
         "table": "busy",
         "topic": name,
         "partitions": 4,
-        "page_size": 2000,
+        "page_size": 500,  # small ones: whoever has the last wave of large ones in the window seems faster
         "max_parallel": UNITS,
         "transforms": [{"mask": [f"c{n}" for n in range(COLUMNS)], "salt": "pepper and salt"}] * args.cost,
     }

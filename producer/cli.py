@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import gc
 import importlib
 import os
 import sys
@@ -58,6 +59,7 @@ def command() -> NoReturn:
                 with contextlib.suppress(OSError):
                     sys.stdout.flush()
                 os._exit(code)
+    gc.freeze()  # all goes with the process: the interpreter's last look for garbage takes 0.3 s
     sys.exit(code)
 
 

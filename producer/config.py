@@ -378,7 +378,7 @@ class StreamConfig(Model):
         min_length=1,
         description="the traversal's order; default: the key, which is appended where the order is not total",
     )
-    page_size: int = Field(default=10_000, ge=1, le=1_000_000, description="rows a fetch")
+    page_size: int = Field(default=20_000, ge=1, le=1_000_000, description="rows a fetch")
     max_parallel: int = Field(default=3, ge=1, le=64, description="splits read side by side")
     partitions: int | None = Field(
         default=None, ge=1, description="of the topic, where it is made; default: the broker's"

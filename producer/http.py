@@ -80,6 +80,17 @@ def bind(config: HttpConfig) -> socket.socket:
     return listener
 
 
+async def asked(listener: socket.socket) -> None:
+    """Waits until somebody connects to `listener`, and leaves the connection in its queue."""
+    loop = asyncio.get_running_loop()
+    someone = asyncio.Event()
+    loop.add_reader(listener, someone.set)
+    try:
+        await someone.wait()
+    finally:
+        loop.remove_reader(listener)
+
+
 @asynccontextmanager
 async def serving(listener: socket.socket, metrics: Metrics, service: Service, redact: Redact) -> AsyncIterator[None]:
     """Answers requests on `listener` inside ``async with``, and closes it. `redact` goes over streams' errors."""

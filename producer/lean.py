@@ -70,6 +70,13 @@ def structlog_without_rich() -> None:
             import structlog  # noqa: F401
 
 
+def httpx_without_click() -> None:
+    """Lets httpx find no click: it would load it, and rich, for a command of its own."""
+    if "click" not in sys.modules and "httpx" not in sys.modules:
+        with _without("click"):
+            import httpx  # noqa: F401
+
+
 def arrow_without_pandas() -> None:
     """Lets pyarrow find out now that there is no pandas, as it does at its first array: it costs up to a second."""
     if "pandas" in sys.modules or find_spec("pandas") is None:

@@ -413,8 +413,9 @@ async def _fetch(
         page = replace(page, after=position if position is not None else progress.checkpoint.split.lower)
         seconds = time.perf_counter() - started
         io.observe_fetch(seconds, page.rows)
-        sizer.saw(page.rows, page.batch.nbytes)
-        reservation.resize(page.batch.nbytes)
+        size = page.batch.nbytes  # once: pyarrow gives the interpreter's lock away for it
+        sizer.saw(page.rows, size)
+        reservation.resize(size)
         moved = (page.position is not None and page.position != position) or page.detail not in (None, detail)
         detail = page.detail if page.detail is not None else detail
         position = page.position if page.position is not None else position

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import os
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
@@ -14,6 +13,7 @@ import structlog
 
 from producer.concealment import tellable
 from producer.config import Config
+from producer.cores import cores
 from producer.errors import ConfigError, PermanentError, ProducerError, StandbyError, unexpected
 from producer.inflight import ByteBudget
 from producer.lineage import lineage
@@ -31,6 +31,7 @@ log = structlog.get_logger("producer")
 
 STARTING_SIDE_BY_SIDE = 8
 CLOSE_DEADLINE_S = 10.0
+_MAX_ENCODERS = 8
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,7 +126,7 @@ class Service:
     async def _run(self, trace: Trace, *, once: bool, stop: asyncio.Event) -> list[StreamSummary]:
         config = self.config
         parts = await self._open_parts(config, self.run_id)
-        executor = ThreadPoolExecutor(max_workers=min(8, (os.cpu_count() or 1) + 2), thread_name_prefix="encode")
+        executor = ThreadPoolExecutor(_encoders(), thread_name_prefix="encode")
         engine = Engine(
             store=parts.store,
             open_writer=parts.open_writer,
@@ -286,6 +287,12 @@ class Service:
             state=status.state,
             error=status.error,
         )
+
+
+def _encoders() -> int:
+    """Threads that prepare pages: one core is left to the event loop and to those that read. Where transforms hold the
+    interpreter's lock, more threads than cores cost half as much again for handing it round."""
+    return max(1, min(_MAX_ENCODERS, cores() - 1))
 
 
 def stream_class(config: Config) -> type[Stream]:

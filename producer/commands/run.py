@@ -15,14 +15,12 @@ from typing import TYPE_CHECKING, Any
 
 from producer.commands import options
 from producer.errors import ConfigError, ProducerError
-from producer.lean import arrow_without_pandas, structlog_without_rich
+from producer.lean import arrow_without_pandas, httpx_without_click, structlog_without_rich
 
 if TYPE_CHECKING:
     from producer.config import Config
     from producer.logs import Redact
     from producer.service import StreamSummary
-
-_HEAD_START_S = 1.0
 
 
 def add_parser(subparsers: Any) -> None:
@@ -41,6 +39,8 @@ def run(args: argparse.Namespace) -> int:
     structlog_without_rich()
     config = options.load(args)
     arrow_without_pandas()
+    if config.schema_registry is not None:
+        httpx_without_click()
     try:
         summaries, stopped_by = asyncio.run(stream_all(config, once=args.once, redact=args.redact))
     except ProducerError as error:  # only from the start: nothing has moved, and it cannot begin as it is configured
@@ -87,9 +87,11 @@ async def stream_all(config: Config, *, once: bool, redact: Redact) -> tuple[lis
         running = asyncio.create_task(service.run(once=once, stop=stop))
         around.push_async_callback(_cancelled, running)
         await around.enter_async_context(progress.showing(service, terminal=sys.stderr.isatty(), say=log.info))
-        # The first rows come first: what imports much waits, and who asks meanwhile waits in the socket's queue. It is
-        # imported in a thread, since pages would stand still meanwhile.
-        await asyncio.wait({running}, timeout=_HEAD_START_S)
+        # Many a run ends before anybody asks, and HTTP's library is a tenth of what a short one costs. It is imported
+        # in a thread, since pages would stand still meanwhile; who asks waits in the socket's queue.
+        asking = asyncio.create_task(http.asked(listener))
+        around.push_async_callback(_cancelled, asking)
+        await asyncio.wait({running, asking}, return_when=asyncio.FIRST_COMPLETED)
         if not running.done():
             await asyncio.to_thread(importlib.import_module, "aiohttp.web")
             await around.enter_async_context(http.serving(listener, metrics, service, redact))

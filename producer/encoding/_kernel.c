@@ -336,6 +336,8 @@ static PyObject *murmur2_py(PyObject *self, PyObject *args)
     Py_RETURN_NONE;
 }
 
+enum { CRC_ALONE = 1 << 20 };
+
 PyDoc_STRVAR(crc32c_doc, "crc32c(data, value=0, hardware=True) -> int");
 
 static PyObject *crc32c_py(PyObject *self, PyObject *args)
@@ -346,10 +348,11 @@ static PyObject *crc32c_py(PyObject *self, PyObject *args)
     (void)self;
     if (!PyArg_ParseTuple(args, "y*|Ip", &data, &value, &hardware))
         return NULL;
-    uint32_t result;
-    Py_BEGIN_ALLOW_THREADS
-    result = hardware ? crc32c(value, data.buf, (size_t)data.len) : crc32c_portable(value, data.buf, (size_t)data.len);
-    Py_END_ALLOW_THREADS
+    /* The lock is given away only where the work is longer than getting it back may take. */
+    PyThreadState *state = data.len > CRC_ALONE ? PyEval_SaveThread() : NULL;
+    uint32_t result = (hardware ? crc32c : crc32c_portable)(value, data.buf, (size_t)data.len);
+    if (state)
+        PyEval_RestoreThread(state);
     PyBuffer_Release(&data);
     return PyLong_FromUnsignedLong(result);
 }

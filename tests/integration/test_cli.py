@@ -138,6 +138,16 @@ def test_with_json_stdout_has_nothing_but_a_summary_a_stream(document: dict[str,
         assert (summary["rows"], summary["acked"], summary["state"]) == (ROWS, ROWS, "complete")
 
 
+def test_a_run_that_nobody_asks_does_without_the_library_for_http(document: dict[str, Any], tmp_path: Path) -> None:
+    path = written(tmp_path, document)
+    command = [sys.executable, "-X", "importtime", "-m", "producer", "run", "--once", str(path)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 0, done.stderr[-500:]
+    imported = {line.rsplit("|", 1)[1].strip() for line in done.stderr.splitlines() if line.startswith("import time:")}
+    assert "producer.http" in imported
+    assert "aiohttp" not in imported
+
+
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
 def test_a_signal_drains_commits_and_is_the_exit_code(
     document: dict[str, Any], tmp_path: Path, number: signal.Signals, code: int

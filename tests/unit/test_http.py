@@ -75,6 +75,20 @@ async def served(service: OneStream) -> AsyncIterator[aiohttp.ClientSession]:
         yield session
 
 
+async def test_who_asks_first_is_noticed_and_answered_later() -> None:
+    listener = http.bind(HttpConfig(port=0))
+    asked = asyncio.create_task(http.asked(listener))
+    await asyncio.sleep(0.05)
+    assert not asked.done()
+    reader, writer = await asyncio.open_connection(*listener.getsockname())
+    writer.write(b"GET /livez HTTP/1.0\r\nHost: localhost\r\n\r\n")
+    async with asyncio.timeout(10):
+        await asked
+        async with http.serving(listener, Metrics(), cast(Service, OneStream()), str):
+            assert (await reader.read()).endswith(b"ok\n")
+    writer.close()
+
+
 async def test_alive_says_nothing_about_streams() -> None:
     service = OneStream()
     service.status.state = "failed"

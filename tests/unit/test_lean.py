@@ -1,4 +1,4 @@
-"""Owns the claim that the command keeps the memory of a page for the next one."""
+"""Owns the claims about what the command does without, and that it keeps the memory of a page for the next one."""
 
 from __future__ import annotations
 
@@ -37,3 +37,19 @@ def test_buffers_of_a_page_are_used_again_for_the_next() -> None:
     assert faults_of_the_third_page("as it is") > 1_000
     assert faults_of_the_third_page("lean") < 100
     assert faults_of_the_third_page("lean", MALLOC_TRIM_THRESHOLD_="131072") > 1_000  # what the user says holds
+
+
+HTTPX = """
+import sys
+from producer.lean import httpx_without_click
+
+httpx_without_click()
+import httpx
+
+assert httpx.Client() and not {"click", "rich"} & set(sys.modules)
+import click  # it is there for others
+"""
+
+
+def test_httpx_works_without_what_its_own_command_would_load() -> None:
+    subprocess.run([sys.executable, "-c", HTTPX], check=True)
