@@ -18,6 +18,7 @@ OURS_PLAIN = "ours, no headers"
 LIBRDKAFKA = "librdkafka, ready bytes"
 LIBRDKAFKA_PLAIN = "librdkafka, no headers"
 LIBRDKAFKA_REPORTS = "librdkafka, reports"
+LIBRDKAFKA_LEVEL = "librdkafka, our level of zstd"
 NAIVE = "naive loop"
 COPY = "COPY to nowhere"
 
@@ -54,6 +55,7 @@ def peers(scale: Scale) -> list[Case]:
         case(competitor=OURS, measure=ours.measure),
         case(competitor=LIBRDKAFKA, measure=librdkafka.measure),
         case(competitor=LIBRDKAFKA_REPORTS, measure=librdkafka.measure, reports=True),
+        case(competitor=LIBRDKAFKA_LEVEL, measure=librdkafka.measure, level=1),
         case(competitor=OURS_PLAIN, measure=ours.measure, headers=False),
         case(competitor=LIBRDKAFKA_PLAIN, measure=librdkafka.measure, headers=False),
         case(competitor=NAIVE, measure=naive.measure),

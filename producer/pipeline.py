@@ -430,12 +430,14 @@ async def _fetch(
         else:
             held.discard(reservation)
             reservation.release()
+        rows, last = page.rows, page.last
+        del page, gone  # not kept while the next one is read
         if ends:
             break
-        if page.rows:
+        if rows:
             idle_s = io.poll_interval_s
-            await io.throttle(page.rows)
-        elif page.last:
+            await io.throttle(rows)
+        elif last:
             await wait_for_any(io.wake, io.stop, timeout_s=idle_s)
             idle_s = min(idle_s * 1.5, io.poll_interval_s * MAX_POLL_INTERVAL_FACTOR)
 
