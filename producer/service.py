@@ -126,7 +126,7 @@ class Service:
     async def _run(self, trace: Trace, *, once: bool, stop: asyncio.Event) -> list[StreamSummary]:
         config = self.config
         parts = await self._open_parts(config, self.run_id)
-        executor = ThreadPoolExecutor(_encoders(), thread_name_prefix="encode")
+        executor = ThreadPoolExecutor(encoder_threads(), thread_name_prefix="encode")
         engine = Engine(
             store=parts.store,
             open_writer=parts.open_writer,
@@ -289,7 +289,7 @@ class Service:
         )
 
 
-def _encoders() -> int:
+def encoder_threads() -> int:
     """Threads that prepare pages: one core is left to the event loop and to those that read. Where transforms hold the
     interpreter's lock, more threads than cores cost half as much again for handing it round."""
     return max(1, min(_MAX_ENCODERS, cores() - 1))

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from producer import service
 from producer.cores import cores
 
 BOUND = len(os.sched_getaffinity(0))
@@ -69,3 +70,9 @@ def test_without_a_quota_all_cores_are_there(tmp_path: Path, membership: str, fi
 
 def test_a_machine_without_control_groups(tmp_path: Path) -> None:
     assert cores(tmp_path / "none", tmp_path / "none") == BOUND
+
+
+@pytest.mark.parametrize(("there", "threads"), [(1, 1), (2, 1), (4, 3), (64, 8)])
+def test_one_core_is_left_to_those_who_do_not_encode(monkeypatch: pytest.MonkeyPatch, there: int, threads: int) -> None:
+    monkeypatch.setattr(service, "cores", lambda: there)
+    assert service.encoder_threads() == threads
