@@ -23,7 +23,7 @@ from tests.faults.test_kill import KEY_SCHEMA
 from tests.faults.workers import verified
 from tests.services.proxy import Proxy
 
-ROWS = 9_000
+ROWS = 10_000
 BETWEEN = 1_200  # rows that are appended before the next fault
 PREFIX = 5  # bytes of the framing before a key
 
@@ -50,7 +50,8 @@ FAULTS = (
     Fault("reset", {}, hold_s=0, breaks=True),
     Fault("down", {"refuse": True}, breaks=True),
     Fault("lost answers", {"swallow_answers": True}, breaks=True),
-    Fault("half-open", {}, strands=True),  # no end to it but the deadline of whoever waits for an answer
+    # No end to it but the deadline of whoever waits for an answer; what was on its way is committed within the hold.
+    Fault("half-open", {}, hold_s=1.2, strands=True),
 )
 
 
@@ -128,11 +129,11 @@ def configuration(
         {
             "app": name,
             "kafka": {"bootstrap_servers": bootstrap, **kafka},
-            "schema_registry": {"url": registry, "timeout_s": 2.0},
+            "schema_registry": {"url": registry, "timeout_s": 2.5},
             "checkpoints": checkpoints,
             "delivery": "at_least_once" if redis else "exactly_once",
             "http": {"port": 0},
-            "sources": {"shop": {"type": "sql", "url": database, "statement_timeout_s": 1.0, "connect_timeout_s": 1.0}},
+            "sources": {"shop": {"type": "sql", "url": database, "statement_timeout_s": 2.5, "connect_timeout_s": 1.0}},
             "streams": [
                 {
                     "source": "shop",
@@ -246,7 +247,7 @@ def test_a_run_goes_on_through_every_fault_of_the_line_to_its_database(
     config = configuration(
         tmp_path, unique, bootstrap=kafka_bootstrap, database=through(proxy, database), registry=registry_url
     )
-    goes_on_through_all(config, unique, kafka_bootstrap, proxy, deadline_s=1.0)
+    goes_on_through_all(config, unique, kafka_bootstrap, proxy, deadline_s=2.5)
 
 
 @pytest.mark.timeout(180)
@@ -290,7 +291,7 @@ def test_a_run_goes_on_through_every_fault_of_the_line_to_its_registry(
     def add_column(fault: Fault) -> None:
         run_sql(database, f'ALTER TABLE events ADD COLUMN "{fault.name}" int')
 
-    goes_on_through_all(config, unique, kafka_bootstrap, proxy, deadline_s=2.0, meanwhile=add_column)
+    goes_on_through_all(config, unique, kafka_bootstrap, proxy, deadline_s=2.5, meanwhile=add_column)
     with urllib.request.urlopen(f"{registry_url}/subjects/{unique}-value/versions/latest", timeout=30) as answer:
         latest = answer.read().decode()
     assert all(fault.name.replace(" ", "_").replace("-", "_") in latest for fault in FAULTS)
