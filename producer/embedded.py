@@ -72,14 +72,16 @@ def cache_dir() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "streaming-producer"
 
 
-def free_port() -> int:
-    """A loopback TCP port that nobody listened on a moment ago.
+def free_port(besides: int = 0) -> int:
+    """A loopback TCP port, not `besides`, that nobody listened on a moment ago.
 
     Below those that outgoing connections get: else a client that tries again and again to reach a stopped server is
     given the server's port for itself one day, is connected with itself, and the server cannot come back.
     """
     while True:
         port = random.randrange(20_000, 32_000)
+        if port == besides:
+            continue
         with socket.socket() as probe, contextlib.suppress(OSError):
             probe.bind((_HOST, port))
             return port
@@ -314,7 +316,7 @@ class EmbeddedKafka:
         meta = logs / "meta.properties"
         if not meta.exists():
             meta.write_text(f"version=1\nnode.id=1\ncluster.id={_kafka_uuid()}\ndirectory.id={_kafka_uuid()}\n")
-        controller = f"{_HOST}:{free_port()}"
+        controller = f"{_HOST}:{free_port(besides=self._port)}"
         listeners, advertised = [f"PLAINTEXT://{self.bootstrap}"], [f"PLAINTEXT://{self.bootstrap}"]
         if self._via:
             listeners.append(f"PROXY://{_HOST}:{self._via[0]}")
