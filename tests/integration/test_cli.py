@@ -145,7 +145,7 @@ def test_a_run_that_nobody_asks_does_without_the_library_for_http(document: dict
     assert done.returncode == 0, done.stderr[-500:]
     imported = {line.rsplit("|", 1)[1].strip() for line in done.stderr.splitlines() if line.startswith("import time:")}
     assert "producer.http" in imported
-    assert "aiohttp" not in imported
+    assert not [name for name in imported if name.startswith("aiohttp")]
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
