@@ -35,15 +35,17 @@ class _Parser(argparse.ArgumentParser):
         self.exit(EXIT_CONFIG, f"error: {message} (see {self.prog} --help)\n")
 
 
-def build_parser() -> argparse.ArgumentParser:
-    """The parser with every command; each sets ``run`` to its function."""
+def build_parser(argv: Sequence[str] = ()) -> argparse.ArgumentParser:
+    """The parser with every command, or only with those of the module that `argv` begins with, since
+    importing them all takes time; each sets ``run`` to its function."""
     parser = _Parser(
         prog="producer", description="Streams tables, chats and HTTP tables into Kafka as Avro, losing nothing."
     )
     parser.add_argument("--version", action="version", version=f"producer {__version__}")
     parser.add_argument("--debug", action="store_true", help="show the traceback of an unexpected error")
     subparsers = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
-    for name in COMMANDS:
+    wanted = COMMANDS.get(argv[0]) if argv else None
+    for name in dict.fromkeys(COMMANDS.values()) if wanted is None else (wanted,):
         importlib.import_module(f"producer.commands.{name}").add_parser(subparsers)
     return parser
 
@@ -67,7 +69,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Runs one command and returns the exit code."""
     lean_process()
     try:
-        args = build_parser().parse_args(argv)
+        argv = sys.argv[1:] if argv is None else argv
+        args = build_parser(argv).parse_args(argv)
     except KeyboardInterrupt:  # while the commands are imported
         return EXIT_INTERRUPTED
     try:

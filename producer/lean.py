@@ -12,17 +12,21 @@ import gc
 import os
 import sys
 from collections.abc import Iterator, Sequence
-from importlib.abc import MetaPathFinder
-from importlib.machinery import ModuleSpec
 from importlib.util import find_spec
 from types import ModuleType
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from importlib.machinery import ModuleSpec
 
 #: New objects between two looks for garbage. Pages are few large objects; a start makes some 100,000 that stay.
 _NEW_OBJECTS = 150_000
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD, _M_ARENA_MAX = -1, -3, -8
 
 
-class _Without(MetaPathFinder):
+class _Without:
+    """A `MetaPathFinder` that knows of one package that it is not there; see PEP 302."""
+
     def __init__(self, name: str) -> None:
         self._name = name
 
@@ -70,10 +74,12 @@ def structlog_without_rich() -> None:
             import structlog  # noqa: F401
 
 
-def httpx_without_click() -> None:
-    """Lets httpx find no click: it would load it, and rich, for a command of its own."""
-    if "click" not in sys.modules and "httpx" not in sys.modules:
-        with _without("click"):
+def httpx_without_extras() -> None:
+    """Lets httpx find no click, with which it would load rich for a command of its own, and no h2, which it then
+    loads at the first connection that speaks HTTP/2."""
+    if not {"click", "h2", "httpx"} & set(sys.modules):
+        with _without("click"), _without("h2"):
+            import httpcore  # noqa: F401
             import httpx  # noqa: F401
 
 

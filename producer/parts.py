@@ -221,7 +221,6 @@ async def open_kafka_writer(
     from producer.encoding.arrow_avro import AvroEncoder
     from producer.encoding.records import RecordEncoder
     from producer.encoding.schema import crc64_fingerprint
-    from producer.sinks.dead_letters import DeadLetters
 
     schemas, transform = schemas_of(stream, dataset), transform_of(stream, dataset)
     columns = dataset.schema if transform is None else transform.dataset.schema
@@ -241,6 +240,8 @@ async def open_kafka_writer(
     value = AvroEncoder(schemas.value, columns, prefix=value_prefix)
     around: Around | None = None if transform is None else lambda page, prepare: prepare(transform.page(page))
     if stream.on_bad_record == "dead_letter":
+        from producer.sinks.dead_letters import DeadLetters
+
         letters = await open_letters_writer(stream, sink, registry, transactional_id)
         around = DeadLetters(stream, dataset, transform, letters).around
     writer = sink.writer(

@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import functools
 import time
-from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -185,19 +185,15 @@ class Stream:
         engine, config = self._engine, self.config
         await engine.open_source(config.source)
         dataset = await self._source.describe(config)
-        if self._writer is not None and not dataset.schema.equals(self._written, check_metadata=True):
-            await self._writer.close()  # of an attempt before, and the table has changed since
-            self._writer = None
-        if self._writer is None:
-            self._writer = await engine.open_writer(config, dataset, config.name, self.dead_lettered)
-            self._written = dataset.schema
-        unit = Unit(
-            config.name, config, self._source, dataset, self._writer, engine, self, self._gate, engine.stop, self.wake
-        )
-        state = await unit.claim()
-        if state is None:
-            await unit.begin([Checkpoint(split) for split in await self._source.plan(config, dataset)])
-        elif (tail := tail_after(config, state.checkpoints)) is not None:
+        async with self._planning(dataset) as plan:
+            writer = await self._opened_writer(dataset)
+            unit = Unit(
+                config.name, config, self._source, dataset, writer, engine, self, self._gate, engine.stop, self.wake
+            )
+            state = await unit.claim()
+            if state is None:
+                await unit.begin([Checkpoint(split) for split in await plan()])
+        if state is not None and (tail := tail_after(config, state.checkpoints)) is not None:
             await unit.add(tail)
         self._holes_expired = max((holes.counts(p.checkpoint.detail)[1] for p in unit.splits), default=0)
         status = self.status
@@ -224,6 +220,34 @@ class Stream:
             resumed_after_rows=before,
             rows_estimate=dataset.rows_estimate,
         )
+
+    @asynccontextmanager
+    async def _planning(self, dataset: Dataset) -> AsyncIterator[Callable[[], Awaitable[Sequence[Split]]]]:
+        """The stream's plan. Where there is no checkpoint yet it is begun at once, beside what comes before its use:
+        opening the writer keeps this process busy, and planning the database."""
+
+        async def early() -> Sequence[Split]:
+            going_on = await self._engine.store.load(self.config.name) is not None
+            return () if going_on else await self._source.plan(self.config, dataset)
+
+        async def plan() -> Sequence[Split]:
+            return await planning or await self._source.plan(self.config, dataset)
+
+        planning = asyncio.create_task(early())
+        try:
+            yield plan
+        finally:
+            planning.cancel()
+            await asyncio.gather(planning, return_exceptions=True)
+
+    async def _opened_writer(self, dataset: Dataset) -> PageWriter[Any]:
+        if self._writer is not None and not dataset.schema.equals(self._written, check_metadata=True):
+            await self._writer.close()  # of an attempt before, and the table has changed since
+            self._writer = None
+        if self._writer is None:
+            self._writer = await self._engine.open_writer(self.config, dataset, self.config.name, self.dead_lettered)
+            self._written = dataset.schema
+        return self._writer
 
     # --- run -------------------------------------------------------------------------------------------------------
 

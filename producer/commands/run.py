@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from producer.commands import options
 from producer.errors import ConfigError, ProducerError
-from producer.lean import arrow_without_pandas, httpx_without_click, structlog_without_rich
+from producer.lean import arrow_without_pandas, httpx_without_extras, structlog_without_rich
 
 if TYPE_CHECKING:
     from producer.config import Config
@@ -40,7 +40,7 @@ def run(args: argparse.Namespace) -> int:
     config = options.load(args)
     arrow_without_pandas()
     if config.schema_registry is not None:
-        httpx_without_click()
+        httpx_without_extras()
     try:
         summaries, stopped_by = asyncio.run(stream_all(config, once=args.once, redact=args.redact))
     except ProducerError as error:  # only from the start: nothing has moved, and it cannot begin as it is configured

@@ -40,16 +40,36 @@ def test_buffers_of_a_page_are_used_again_for_the_next() -> None:
 
 
 HTTPX = """
-import sys
-from producer.lean import httpx_without_click
+import asyncio, sys
+from producer.lean import httpx_without_extras
 
-httpx_without_click()
+httpx_without_extras()
 import httpx
 
-assert httpx.Client() and not {"click", "rich"} & set(sys.modules)
+async def speak(client):
+    async def served(reader, writer):
+        import h2.config, h2.connection
+        connection = h2.connection.H2Connection(h2.config.H2Configuration(client_side=False))
+        connection.initiate_connection()
+        writer.write(connection.data_to_send())
+        while data := await reader.read(65536):
+            for event in connection.receive_data(data):
+                if type(event).__name__ == "StreamEnded":
+                    connection.send_headers(event.stream_id, [(":status", "200")])
+                    connection.send_data(event.stream_id, b"yes", end_stream=True)
+            writer.write(connection.data_to_send())
+        writer.close()
+    async with await asyncio.start_server(served, "127.0.0.1", 0) as server:
+        url = "http://127.0.0.1:{}".format(server.sockets[0].getsockname()[1])
+        async with client:
+            return await client.get(url)
+
+assert httpx.Client() and not {"click", "rich", "h2"} & set(sys.modules)
+answer = asyncio.run(speak(httpx.AsyncClient(http1=False, http2=True)))
+assert (answer.http_version, answer.text) == ("HTTP/2", "yes"), answer
 import click  # it is there for others
 """
 
 
-def test_httpx_works_without_what_its_own_command_would_load() -> None:
+def test_httpx_works_without_what_it_does_not_need_at_once() -> None:
     subprocess.run([sys.executable, "-c", HTTPX], check=True)
