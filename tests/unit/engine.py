@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -281,9 +281,10 @@ def service_of(
     *,
     retry_timeout_s: float = 5,
     shutdown_timeout_s: float = 5,
+    opening: Callable[[], Awaitable[None]] | None = None,
     **more: Any,
 ) -> Service:
-    """A Service over stand-ins: a stream for each source, of the same name."""
+    """A Service over stand-ins: a stream for each source, of the same name. `opening` is awaited for each writer."""
     config = Config.model_validate(
         {
             "sources": {name: {"type": "sql", "url": "sqlite:///none"} for name in sources},
@@ -296,6 +297,8 @@ def service_of(
     async def open_writer(
         stream: StreamConfig, dataset: Dataset, unit: str, dead_lettered: Callable[[str], None]
     ) -> ScriptedWriter:
+        if opening is not None:
+            await opening()
         return writers[stream.name]
 
     async def parts(config: Config, run_id: str) -> Parts:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
 
 import pytest
 
@@ -47,6 +47,72 @@ async def test_a_run_moves_every_split_of_every_stream_and_sums_up() -> None:
     assert done["a"].position["0"] == {"key": [100]}
     assert all(checkpoint.done for checkpoint in store.states["a"].checkpoints)
     assert sources["a"].closed == 1
+
+
+@dataclass
+class PlanningSource(ScriptedSource):
+    """Tells of each plan; with `hangs` none comes to an end."""
+
+    planned: asyncio.Event = field(default_factory=asyncio.Event)
+    hangs: bool = False
+    plans: int = 0
+    cancelled: int = 0
+
+    async def plan(self, stream: StreamConfig, dataset: Dataset) -> Sequence[Split]:
+        self.plans += 1
+        self.planned.set()
+        try:
+            while self.hangs:
+                await asyncio.sleep(1)
+        except asyncio.CancelledError:
+            self.cancelled += 1
+            raise
+        return await super().plan(stream, dataset)
+
+
+async def test_a_stream_that_begins_is_planned_while_its_writer_is_opened_and_one_that_goes_on_is_not() -> None:
+    store, writer, source = MemoryStore(), ScriptedWriter(), PlanningSource(50)
+
+    async def opening() -> None:
+        await source.planned.wait()
+
+    await run(service_of({"a": source}, {"a": writer}, store, opening=opening))
+    assert (sorted(writer.sent), source.plans) == (list(range(1, 51)), 1)
+    await run(service_of({"a": source}, {"a": writer}, store, opening=opening))
+    assert (len(writer.sent), source.plans) == (50, 1)
+
+
+async def test_a_plan_is_broken_off_where_the_writer_cannot_be_opened() -> None:
+    source = PlanningSource(50, hangs=True)
+
+    async def opening() -> None:
+        await source.planned.wait()
+        raise EncodeError("no")
+
+    with pytest.raises(EncodeError):
+        await run(service_of({"a": source}, {"a": ScriptedWriter()}, MemoryStore(), opening=opening))
+    assert (source.plans, source.cancelled) == (1, 1)
+
+
+@dataclass
+class LostStore(MemoryStore):
+    """A store whose state has gone between the first look and the claim."""
+
+    looks: int = 0
+
+    async def load(self, stream: str) -> StreamState | None:
+        self.looks += 1
+        return StreamState(stream, "f", 1, ()) if self.looks == 1 else await super().load(stream)
+
+
+async def test_a_stream_that_seemed_to_go_on_and_has_to_begin_is_planned_all_the_same() -> None:
+    source, writer, store = PlanningSource(50), ScriptedWriter(), LostStore()
+
+    async def opening() -> None:
+        await until(lambda: store.looks == 1)
+
+    await run(service_of({"a": source}, {"a": writer}, store, opening=opening))
+    assert (sorted(writer.sent), source.plans) == (list(range(1, 51)), 1)
 
 
 async def test_a_second_run_of_a_complete_snapshot_sends_nothing() -> None:
