@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from pydantic import SecretStr
 
     from producer.service import Service
-    from producer.stream import StreamStatus
+    from producer.status import StreamStatus
 
 _SHUTDOWN_S = 2.0
 _MAX_BODY_BYTES = 64 * 1024

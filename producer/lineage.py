@@ -25,7 +25,7 @@ from producer.naming import source_dataset, topic_dataset
 if TYPE_CHECKING:
     from producer.config import Config, LineageConfig
     from producer.logs import Redact
-    from producer.stream import StreamStatus
+    from producer.status import StreamStatus
 
 log = structlog.get_logger("producer")
 

@@ -1,6 +1,6 @@
 """Owns the progress of a run as people see it: a live table on a terminal, a line now and then elsewhere.
 
-It only looks at `producer.stream.StreamStatus`; nothing waits for it.
+It only looks at `producer.status.StreamStatus`; nothing waits for it.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from producer.service import Service
-    from producer.stream import StreamStatus
+    from producer.status import StreamStatus
 
 WINDOW_S = 10.0
 TABLE_INTERVAL_S = 0.25

@@ -11,10 +11,11 @@ from typing import Any
 
 import structlog
 
+from producer.commits import SplitProgress
 from producer.config import StreamConfig
 from producer.errors import TransientError
 from producer.model import Checkpoint, Dataset, Split
-from producer.pipeline import SplitProgress, StreamIO, run_split
+from producer.pipeline import StreamIO, run_split
 from producer.protocols import PageReader, Source
 
 log = structlog.get_logger("producer")

@@ -23,7 +23,8 @@ from producer.model import Between, Json, Split, position_to_json
 from producer.parts import Parts, open_parts
 from producer.pipeline import wait_for_any
 from producer.protocols import Source, TellingSource
-from producer.stream import Stream, StreamStatus
+from producer.status import StreamStatus
+from producer.stream import Stream
 from producer.tracing import Trace, tracing
 from producer.unit import Engine
 

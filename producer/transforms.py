@@ -30,7 +30,7 @@ from producer.config import (
     ToUtcConfig,
     TransformConfig,
 )
-from producer.configcheck import nearest
+from producer.config.explain import nearest
 from producer.errors import ConfigError, EncodeError, SchemaIncompatibleError
 from producer.model import Dataset, Page
 

@@ -17,6 +17,7 @@ from typing import Any, Protocol, cast
 
 import pyarrow as pa
 
+from producer.commits import Committer, Save, SplitProgress
 from producer.config import StreamConfig
 from producer.errors import (
     CheckpointConflictError,
@@ -30,7 +31,7 @@ from producer.errors import (
 from producer.inflight import ByteBudget
 from producer.model import Checkpoint, Dataset, Page, Split, StreamState, split_name, unit_partition
 from producer.modes import refuse_other_mode
-from producer.pipeline import Committer, Limits, Save, SplitProgress, StreamIO, wait_for_any
+from producer.pipeline import Limits, StreamIO, wait_for_any
 from producer.pressure import Pressure
 from producer.protocols import CheckpointStore, LendingStore, PageWriter, Source, TransactionalWriter, WakingSource
 from producer.retry import attempts

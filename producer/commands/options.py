@@ -59,7 +59,7 @@ def load(args: argparse.Namespace) -> Config:
 
 def stream_named(config: Config, name: str) -> StreamConfig:
     """The configured stream of that name; ConfigError with the nearest one otherwise."""
-    from producer.configcheck import nearest
+    from producer.config.explain import nearest
 
     for stream in config.streams:
         if stream.name == name:

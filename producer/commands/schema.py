@@ -39,7 +39,7 @@ def add_parser(subparsers: Any) -> None:
 
 
 def _print_config_schema(_args: argparse.Namespace) -> int:
-    from producer.configschema import config_json_schema
+    from producer.config.schema import config_json_schema
 
     options.say(json.dumps(config_json_schema(), indent=2, ensure_ascii=False))
     return 0

@@ -22,12 +22,12 @@ from rich.console import Console
 from rich.terminal_theme import MONOKAI
 
 from producer import http, progress
+from producer.commits import SplitProgress
 from producer.config import Config, HttpConfig
 from producer.metrics import Metrics
 from producer.model import Between, Checkpoint, KeyPosition, Split
-from producer.pipeline import SplitProgress
 from producer.service import Service
-from producer.stream import StreamStatus
+from producer.status import StreamStatus
 from producer.worker import worker_id
 
 TOKEN = "correct horse battery"

@@ -10,12 +10,13 @@ from typing import Any
 
 import pyarrow as pa
 
+from producer.commits import Committer, SplitProgress
 from producer.config import Config, StreamConfig
 from producer.inflight import ByteBudget
 from producer.metrics import Metrics
 from producer.model import Between, Checkpoint, Dataset, KeyPosition, Page, Position, Split, StreamState
 from producer.parts import Parts
-from producer.pipeline import Committer, Limits, SplitProgress, StreamIO
+from producer.pipeline import Limits, StreamIO
 from producer.service import Service
 
 

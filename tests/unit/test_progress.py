@@ -8,7 +8,7 @@ import pytest
 from rich.console import Console
 
 from producer.progress import Rate, describe, drawn, duration, line
-from producer.stream import StreamStatus
+from producer.status import StreamStatus
 
 
 def status(**values: object) -> StreamStatus:

@@ -8,7 +8,7 @@ from typing import Any, get_args, get_origin
 
 from pydantic import BaseModel, ValidationError
 
-from producer.configtext import ConfigText, KeyPath, dotted, kind_of
+from producer.config.text import ConfigText, KeyPath, dotted, kind_of
 from producer.errors import ConfigError
 
 _VALID = {
