@@ -9,7 +9,7 @@ import asyncio
 import contextlib
 import ssl
 from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
-from contextlib import asynccontextmanager
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -298,6 +298,50 @@ async def admin(config: KafkaConfig) -> AsyncIterator[AIOKafkaAdminClient]:
         await give_up(client.close, 1.0)
 
 
+Administered = Callable[[KafkaConfig], AbstractAsyncContextManager[AIOKafkaAdminClient]]
+
+
+@dataclass(slots=True)
+class _Held:
+    client: AIOKafkaAdminClient
+    close: AsyncExitStack
+    users: int = 0
+
+
+class SharedAdmin:
+    """As `admin`, but those who use it at the same time have one client between them, until one meets an error."""
+
+    def __init__(self) -> None:
+        self._turn = asyncio.Lock()
+        self._held: _Held | None = None
+
+    @asynccontextmanager
+    async def __call__(self, config: KafkaConfig) -> AsyncIterator[AIOKafkaAdminClient]:
+        async with self._turn:
+            if self._held is None:
+                close = AsyncExitStack()
+                self._held = _Held(await close.enter_async_context(admin(config)), close)
+            held = self._held
+            held.users += 1
+        try:
+            yield held.client
+        except BaseException as error:
+            self._leave_to_others(held)
+            if isinstance(error, ke.KafkaError | OSError):
+                raise translate(error, config, doing="administer topics") from None
+            raise
+        finally:
+            held.users -= 1
+            if not held.users:
+                self._leave_to_others(held)
+                await held.close.aclose()
+
+    def _leave_to_others(self, held: _Held) -> None:
+        """Who comes now opens a client of its own."""
+        if self._held is held:
+            self._held = None
+
+
 async def ensure_topic(
     config: KafkaConfig,
     name: str,
@@ -305,13 +349,14 @@ async def ensure_topic(
     partitions: int | None = None,
     replication_factor: int | None = None,
     topic_config: Mapping[str, str] | None = None,
+    administered: Administered = admin,
 ) -> TopicInfo:
     """The topic, made if it is not there. ``None`` leaves a number to the broker's defaults.
 
     A topic that is there is left as it is; ConfigError if it has another number of partitions than was asked for,
     since a key's partition would then not be where the configuration says.
     """
-    async with admin(config) as client, asyncio.timeout(config.request_timeout_s):
+    async with administered(config) as client, asyncio.timeout(config.request_timeout_s):
         found = await _partitions(client, config, name)
         if found is None:
             await _create(client, config, name, partitions, replication_factor, topic_config or {})
@@ -391,7 +436,9 @@ async def _create(
     only_check: bool = False,
 ) -> None:
     if partitions is None or replication_factor is None:
-        broker = str((await client.describe_cluster())["brokers"][0]["node_id"])
+        # As they were told at its start: describe_cluster() would ask for all topics as well.
+        known = [broker.nodeId for broker in client._client.cluster.brokers()]
+        broker = str(known[0] if known else (await client.describe_cluster())["brokers"][0]["node_id"])
         defaults = await _configs(
             client, ConfigResourceType.BROKER, broker, "num.partitions", "default.replication.factor"
         )

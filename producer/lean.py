@@ -14,7 +14,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from importlib.util import find_spec
 from types import ModuleType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 if TYPE_CHECKING:
     from importlib.machinery import ModuleSpec
@@ -76,11 +76,14 @@ def structlog_without_rich() -> None:
 
 def httpx_without_extras() -> None:
     """Lets httpx find no click, with which it would load rich for a command of its own, and no h2, which it then
-    loads at the first connection that speaks HTTP/2."""
+    loads at the first connection that speaks HTTP/2. A missing sniffio is found missing once: httpcore looks for it
+    five times a request, and each look costs as much as sending the request."""
     if not {"click", "h2", "httpx"} & set(sys.modules):
         with _without("click"), _without("h2"):
             import httpcore  # noqa: F401
             import httpx  # noqa: F401
+        if find_spec("sniffio") is None:
+            cast("dict[str, ModuleType | None]", sys.modules)["sniffio"] = None  # as the import system has it
 
 
 def arrow_without_pandas() -> None:

@@ -23,7 +23,7 @@ from aiokafka.errors import KafkaTimeoutError
 
 from producer.config import KafkaConfig, StreamConfig
 from producer.errors import ProducerError, RecordTooLargeError, SinkUnavailableError
-from producer.kafka import TopicInfo, abandon, admin, client_options, connect, ensure_topic, translate
+from producer.kafka import SharedAdmin, TopicInfo, abandon, admin, client_options, connect, ensure_topic, translate
 from producer.model import Page, position_to_json
 from producer.sinks import cloudevents
 from producer.sinks.newest_schemas import NewestSchemas
@@ -101,6 +101,7 @@ class KafkaSink:
         self._topics: dict[str, TopicInfo] = {}
         self._asked: dict[str, object] = {}  # how each topic was asked for
         self._writers: set[KafkaWriter] = set()
+        self._admin = SharedAdmin()
         self._publishing = asyncio.Lock()
         self._state: Connection | None = None
         self.state_topic = config.state_topic or f"{app}.state"
@@ -136,6 +137,7 @@ class KafkaSink:
                 partitions=partitions,
                 replication_factor=replication_factor,
                 topic_config=topic_config,
+                administered=self._admin,
             )
         self._asked[name] = asked
         return self._topics[name].partitions

@@ -64,6 +64,17 @@ async def speak(client):
         async with client:
             return await client.get(url)
 
+class Finder:
+    looked = []
+
+    def find_spec(self, name, *rest):
+        self.looked.append(name)
+
+sys.meta_path.insert(0, Finder())
+try:
+    import sniffio
+except ImportError:
+    assert not Finder.looked  # that it is not there is known
 assert httpx.Client() and not {"click", "rich", "h2"} & set(sys.modules)
 answer = asyncio.run(speak(httpx.AsyncClient(http1=False, http2=True)))
 assert (answer.http_version, answer.text) == ("HTTP/2", "yes"), answer
