@@ -8,6 +8,7 @@ import json
 import re
 import uuid
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -89,6 +90,33 @@ async def test_what_is_left_of_a_split_is_divided_in_its_middle(bank: Databank, 
         assert await source.divide(config, dataset, Checkpoint(split, split.upper)) is None
     assert sum(parts) == ROWS - 2000
     assert min(parts) > (ROWS - 2000) / 3
+
+
+@pytest.mark.parametrize("bank", [table for table in TABLES if table != "postgres"], indirect=True)  # that samples
+@pytest.mark.parametrize("guess", [None, ROWS // 20, ROWS * 20])
+async def test_a_wrong_guess_of_the_rows_makes_no_worse_splits_and_few_steps(
+    bank: Databank, guess: int | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    steps: list[int] = []
+    step_query = keyset.step_query
+
+    def counted(selection: Any, after: Any, step: int, **bounds: Any) -> Any:
+        steps.append(step)
+        return step_query(selection, after, step, **bounds)
+
+    monkeypatch.setattr(keyset, "step_query", counted)
+    skewed(bank)
+    config = stream("skewed", page_size=500, max_parallel=8)
+    async with open_source(bank.url) as source:
+        dataset = replace(await source.describe(config), rows_estimate=guess)
+        sizes = [
+            sum(batch.num_rows for batch in await read_split(source, config, dataset, split))
+            for split in await source.plan(config, dataset)
+        ]
+    pieces = 2 if guess == ROWS // 20 else 8
+    assert (len(sizes), sum(sizes)) == (pieces, ROWS)
+    assert len(steps) < 150
+    assert ROWS / pieces / 2 < min(sizes) <= max(sizes) < 2 * ROWS / pieces
 
 
 async def test_a_small_table_is_not_cut(bank: Databank) -> None:

@@ -16,6 +16,10 @@ from producer.sources.sql.names import quote
 from producer.sources.sql.table import Database, Session
 from producer.traversal import interpolate, key_splits, key_values, split_count, start_of
 
+#: Into how many steps a walk cuts each piece: it aims at so many, and is content with as few as the least.
+_STEPS, _LEAST_STEPS = 6, 4
+_GUESSED_ROWS = 10_000
+
 #: A key's values in the order of the traversal; None where a range is open.
 Key = tuple[KeyScalar, ...] | None
 
@@ -64,7 +68,7 @@ async def plan(
     inner: Sequence[tuple[KeyScalar, ...]] = ()
     if pieces > 1:
         inner = await _sampled(session, database, selection, pieces, rows)
-        inner = inner or await _walked(session, database, selection, pieces)
+        inner = inner or await _walked(session, database, selection, pieces, rows)
     bounded = key_splits([*(KeyPosition(key) for key in inner), end], open_end=False)
     return bounded if ledger is None else (*bounded, Split(str(len(bounded)), end, detail=detail))
 
@@ -93,18 +97,36 @@ async def _sampled(
 
 
 async def _walked(
-    session: Session, database: Database, selection: Selection, pieces: int, lower: Key = None, upper: Key = None
+    session: Session,
+    database: Database,
+    selection: Selection,
+    pieces: int,
+    rows: int | None,
+    lower: Key = None,
+    upper: Key = None,
 ) -> Sequence[tuple[KeyScalar, ...]]:
-    """The same by counting the rows and walking the index."""
-    step = max(1, await count(session, database, selection, lower, upper) // pieces)
-    found: list[tuple[KeyScalar, ...]] = []
-    for _ in range(pieces - 1):
-        after = found[-1] if found else lower
-        query = keyset.step_query(
-            selection, after, step, mark=database.mark, row_values=database.row_values, upper=upper
-        )
-        found += await session.keys(query)
-    return found
+    """The same by walking the index once, which counts as it goes: a guess of the rows tells only how long the first
+    steps are."""
+    step = max(1, (_GUESSED_ROWS if rows is None else rows) // (_STEPS * pieces))
+    while True:
+        keys: list[tuple[KeyScalar, ...]] = []  # of every `step`-th row
+        while found := await _stepped(session, database, selection, keys[-1] if keys else lower, step, upper):
+            keys += found
+            if len(keys) == 2 * _STEPS * pieces:
+                keys, step = keys[1::2], 2 * step
+        if len(keys) >= _LEAST_STEPS * pieces or step == 1:
+            break
+        step = max(1, step * (len(keys) + 1) // (2 * _STEPS * pieces))
+    cuts = (round((len(keys) + 0.5) * piece / pieces) for piece in range(1, pieces))
+    return [keys[cut - 1] for cut in cuts if 0 < cut <= len(keys)]
+
+
+async def _stepped(
+    session: Session, database: Database, selection: Selection, after: Key, step: int, upper: Key
+) -> list[tuple[KeyScalar, ...]]:
+    """The key of the `step`-th row after `after`; none where there are fewer."""
+    query = keyset.step_query(selection, after, step, mark=database.mark, row_values=database.row_values, upper=upper)
+    return await session.keys(query)
 
 
 async def divide(
@@ -119,7 +141,7 @@ async def divide(
     width = len(selection.order)
     lower, upper = key_values(start_of(split, position), width), key_values(split.upper, width)
     inner = await _sampled(session, database, selection, 2, dataset.rows_estimate, lower, upper)
-    inner = inner or await _walked(session, database, selection, 2, lower, upper)
+    inner = inner or await _walked(session, database, selection, 2, dataset.rows_estimate, lower, upper)
     if not inner or inner[0] in (lower, upper):
         return None
     return KeyPosition(inner[0])
