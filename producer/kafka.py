@@ -303,7 +303,7 @@ Administered = Callable[[KafkaConfig], AbstractAsyncContextManager[AIOKafkaAdmin
 
 @dataclass(slots=True)
 class _Held:
-    client: AIOKafkaAdminClient
+    opening: asyncio.Task[AIOKafkaAdminClient]
     close: AsyncExitStack
     users: int = 0
 
@@ -312,19 +312,17 @@ class SharedAdmin:
     """As `admin`, but those who use it at the same time have one client between them, until one meets an error."""
 
     def __init__(self) -> None:
-        self._turn = asyncio.Lock()
         self._held: _Held | None = None
 
     @asynccontextmanager
     async def __call__(self, config: KafkaConfig) -> AsyncIterator[AIOKafkaAdminClient]:
-        async with self._turn:
-            if self._held is None:
-                close = AsyncExitStack()
-                self._held = _Held(await close.enter_async_context(admin(config)), close)
-            held = self._held
-            held.users += 1
+        if self._held is None:
+            close = AsyncExitStack()
+            self._held = _Held(asyncio.create_task(close.enter_async_context(admin(config))), close)
+        held = self._held
+        held.users += 1
         try:
-            yield held.client
+            yield await asyncio.shield(held.opening)
         except BaseException as error:
             self._leave_to_others(held)
             if isinstance(error, ke.KafkaError | OSError):
@@ -334,6 +332,8 @@ class SharedAdmin:
             held.users -= 1
             if not held.users:
                 self._leave_to_others(held)
+                held.opening.cancel()
+                await asyncio.wait({held.opening})
                 await held.close.aclose()
 
     def _leave_to_others(self, held: _Held) -> None:

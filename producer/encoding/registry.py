@@ -19,8 +19,7 @@ from producer.encoding.compatibility import full_name, misreadings, reading_prob
 from producer.errors import AuthenticationError, ConfigError, SchemaIncompatibleError, SinkUnavailableError
 
 Json = Any
-_NO_SUBJECT = 40401
-_MISSING = frozenset({_NO_SUBJECT, 40402, 40403})  # no such subject, version, schema
+_MISSING = frozenset({40401, 40402, 40403})  # no such subject, version, schema; some give the first for any of them
 _REGISTER = "producer schema register CONFIG"
 
 
@@ -100,7 +99,7 @@ class RegistryClient:
         path = f"/subjects/{quote(subject, safe='')}"
         status, answer = await self._request("POST", path, _body(schema))
         if create and _code(answer) in _MISSING:
-            if _code(answer) != _NO_SUBJECT and (misread := await self._misread(subject, schema)):
+            if misread := await self._misread(subject, schema):
                 raise SchemaIncompatibleError(
                     f"readers of the new schema of subject {subject!r} would misread what has been written: "
                     + "; ".join(misread),

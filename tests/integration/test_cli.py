@@ -199,8 +199,9 @@ def test_a_terminal_shows_a_live_table_and_leaves_stdout_alone(document: dict[st
 
 
 EARLY = """\
-import os, sys, time
+import os, signal, sys, time
 from producer import cli
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job has it ignored
 from producer.commands import options
 def interrupted(*_):
     os.kill(os.getpid(), int(sys.argv[1]))

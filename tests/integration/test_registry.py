@@ -55,24 +55,6 @@ async def test_a_schema_is_registered_once_and_found_again(open_client: Open, un
     assert await looking.register(unique, schema(A), is_key=False) == prefix
 
 
-async def test_a_new_subject_takes_two_requests_and_a_known_schema_one(
-    open_client: Open, unique: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    asked: list[str] = []
-    for again, expected in ((False, ["POST", "POST"]), (True, ["POST"])):
-        client = await open_client()
-        request = client._request
-
-        async def counted(method: str, *rest: Any, request: Any = request) -> Any:
-            asked.append(method)
-            return await request(method, *rest)
-
-        monkeypatch.setattr(client, "_request", counted)
-        await client.register(unique, schema(A), is_key=False)
-        assert asked == expected, again
-        asked.clear()
-
-
 async def test_a_compatible_change_is_a_new_version_with_an_id_of_its_own(open_client: Open, unique: str) -> None:
     client = await open_client()
     first = await client.register(unique, schema(A), is_key=False)

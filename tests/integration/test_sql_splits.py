@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import datetime as dt
+import functools
 import json
 import re
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -117,6 +118,33 @@ async def test_a_wrong_guess_of_the_rows_makes_no_worse_splits_and_few_steps(
     assert (len(sizes), sum(sizes)) == (pieces, ROWS)
     assert len(steps) < 150
     assert ROWS / pieces / 2 < min(sizes) <= max(sizes) < 2 * ROWS / pieces
+
+
+async def test_rows_that_come_while_it_is_planned_are_no_part_of_a_plan(
+    bank: Databank, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    skewed(bank)
+    queries: dict[str, Callable[..., Any]] = {
+        "quantile_query": keyset.quantile_query,
+        "step_query": keyset.step_query,
+    }
+    late = [(10**9 + n, None) for n in range(ROWS)]
+
+    def after_more_rows(name: str, *args: Any, **bounds: Any) -> Any:
+        while late:
+            bank.insert("skewed", [late.pop() for _ in range(10_000)])
+        return queries[name](*args, **bounds)
+
+    for name in queries:
+        monkeypatch.setattr(keyset, name, functools.partial(after_more_rows, name))
+    config = stream("skewed", page_size=500, max_parallel=8)
+    async with open_source(bank.url) as source:
+        dataset = await source.describe(config)
+        splits = await source.plan(config, dataset)
+        sizes = [sum(b.num_rows for b in await read_split(source, config, dataset, split)) for split in splits]
+    assert not late
+    assert (len(sizes), sum(sizes)) == (8, ROWS)
+    assert ROWS / 8 / 2 < min(sizes) <= max(sizes) < 2 * ROWS / 8
 
 
 async def test_a_small_table_is_not_cut(bank: Databank) -> None:

@@ -67,6 +67,44 @@ async def test_after_an_error_the_next_one_has_a_client_of_its_own_and_the_old_o
     assert log[-1] == "close 0"
 
 
+async def test_a_broker_that_does_not_answer_is_waited_for_once_by_all(monkeypatch: pytest.MonkeyPatch) -> None:
+    opened = 0
+
+    @asynccontextmanager
+    async def admin(config: KafkaConfig) -> AsyncIterator[Any]:
+        nonlocal opened
+        opened += 1
+        await asyncio.sleep(0.02)
+        if opened:
+            raise SinkUnavailableError("no answer")
+        yield
+
+    async def use() -> None:
+        async with shared(CONFIG):
+            pass
+
+    shared = kafka.SharedAdmin()
+    monkeypatch.setattr(kafka, "admin", admin)
+    found = await asyncio.gather(*(use() for _ in range(8)), return_exceptions=True)
+    assert [type(error) for error in found] == [SinkUnavailableError] * 8
+    assert opened == 1
+
+
+async def test_who_stops_waiting_for_it_stops_no_other(log: list[str]) -> None:
+    shared = kafka.SharedAdmin()
+
+    async def use() -> Any:
+        async with shared(CONFIG) as client:
+            return client
+
+    first, second = asyncio.create_task(use()), asyncio.create_task(use())
+    await asyncio.sleep(0)
+    first.cancel()
+    assert await second == 0
+    assert first.cancelled()
+    assert log == ["open 0", "close 0"]
+
+
 async def test_one_that_cannot_be_opened_is_nobodys(log: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     working, away = kafka.admin, True
 

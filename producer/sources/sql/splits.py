@@ -67,8 +67,9 @@ async def plan(
     pieces = split_count(rows, stream.page_size, stream.max_parallel)
     inner: Sequence[tuple[KeyScalar, ...]] = ()
     if pieces > 1:
-        inner = await _sampled(session, database, selection, pieces, rows)
-        inner = inner or await _walked(session, database, selection, pieces, rows)
+        upper = key_values(end, len(selection.order))  # rows that come meanwhile are no part of it
+        inner = await _sampled(session, database, selection, pieces, rows, None, upper)
+        inner = inner or await _walked(session, database, selection, pieces, rows, None, upper)
     bounded = key_splits([*(KeyPosition(key) for key in inner), end], open_end=False)
     return bounded if ledger is None else (*bounded, Split(str(len(bounded)), end, detail=detail))
 
@@ -106,17 +107,20 @@ async def _walked(
     upper: Key = None,
 ) -> Sequence[tuple[KeyScalar, ...]]:
     """The same by walking the index once, which counts as it goes: a guess of the rows tells only how long the first
-    steps are."""
-    step = max(1, (_GUESSED_ROWS if rows is None else rows) // (_STEPS * pieces))
+    steps are. A view may have no index, and each step sort it: its rows are counted, and the steps are few."""
+    steps, least = _STEPS, _LEAST_STEPS
+    if selection.table.is_view:
+        rows, steps, least = await count(session, database, selection, lower, upper), 1, 1
+    step = max(1, (_GUESSED_ROWS if rows is None else rows) // (steps * pieces))
     while True:
         keys: list[tuple[KeyScalar, ...]] = []  # of every `step`-th row
         while found := await _stepped(session, database, selection, keys[-1] if keys else lower, step, upper):
             keys += found
-            if len(keys) == 2 * _STEPS * pieces:
+            if len(keys) == 2 * steps * pieces:
                 keys, step = keys[1::2], 2 * step
-        if len(keys) >= _LEAST_STEPS * pieces or step == 1:
+        if len(keys) >= least * pieces or step == 1:
             break
-        step = max(1, step * (len(keys) + 1) // (2 * _STEPS * pieces))
+        step = max(1, step * (len(keys) + 1) // (2 * steps * pieces))
     cuts = (round((len(keys) + 0.5) * piece / pieces) for piece in range(1, pieces))
     return [keys[cut - 1] for cut in cuts if 0 < cut <= len(keys)]
 
