@@ -120,6 +120,28 @@ async def test_a_wrong_guess_of_the_rows_makes_no_worse_splits_and_few_steps(
     assert ROWS / pieces / 2 < min(sizes) <= max(sizes) < 2 * ROWS / pieces
 
 
+@pytest.mark.parametrize("bank", [table for table in TABLES if table != "postgres"], indirect=True)  # that samples
+async def test_a_view_is_walked_in_few_steps_since_each_may_sort_it(
+    bank: Databank, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    steps: list[int] = []
+    step_query = keyset.step_query
+
+    def counted(selection: Any, after: Any, step: int, **bounds: Any) -> Any:
+        steps.append(step)
+        return step_query(selection, after, step, **bounds)
+
+    monkeypatch.setattr(keyset, "step_query", counted)
+    skewed(bank)
+    bank.run("create view seen as select * from skewed")
+    config = stream("seen", page_size=500, max_parallel=8, key=["id"])
+    async with open_source(bank.url) as source:
+        dataset = await source.describe(config)
+        splits = await source.plan(config, dataset)
+        sizes = [sum(b.num_rows for b in await read_split(source, config, dataset, split)) for split in splits]
+    assert (sizes, len(steps)) == ([ROWS // 8] * 8, 9)
+
+
 async def test_rows_that_come_while_it_is_planned_are_no_part_of_a_plan(
     bank: Databank, monkeypatch: pytest.MonkeyPatch
 ) -> None:
