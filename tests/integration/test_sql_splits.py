@@ -36,6 +36,20 @@ def bank(request: pytest.FixtureRequest) -> Iterator[Databank]:
     found.close()
 
 
+@pytest.fixture
+def steps(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """The rows of each step of a walk, as they are asked for."""
+    found: list[int] = []
+    step_query = keyset.step_query
+
+    def noted(selection: Any, after: Any, step: int, **bounds: Any) -> Any:
+        found.append(step)
+        return step_query(selection, after, step, **bounds)
+
+    monkeypatch.setattr(keyset, "step_query", noted)
+    return found
+
+
 def skewed(bank: Databank, rows: int = ROWS) -> None:
     """Nine rows of ten in one hundredth of the range of ids, negative ones among them."""
     bank.run("create table skewed (id bigint primary key, v varchar(10))")
@@ -96,16 +110,8 @@ async def test_what_is_left_of_a_split_is_divided_in_its_middle(bank: Databank, 
 @pytest.mark.parametrize("bank", [table for table in TABLES if table != "postgres"], indirect=True)  # that samples
 @pytest.mark.parametrize("guess", [None, ROWS // 20, ROWS * 20])
 async def test_a_wrong_guess_of_the_rows_makes_no_worse_splits_and_few_steps(
-    bank: Databank, guess: int | None, monkeypatch: pytest.MonkeyPatch
+    bank: Databank, guess: int | None, steps: list[int]
 ) -> None:
-    steps: list[int] = []
-    step_query = keyset.step_query
-
-    def counted(selection: Any, after: Any, step: int, **bounds: Any) -> Any:
-        steps.append(step)
-        return step_query(selection, after, step, **bounds)
-
-    monkeypatch.setattr(keyset, "step_query", counted)
     skewed(bank)
     config = stream("skewed", page_size=500, max_parallel=8)
     async with open_source(bank.url) as source:
@@ -121,17 +127,7 @@ async def test_a_wrong_guess_of_the_rows_makes_no_worse_splits_and_few_steps(
 
 
 @pytest.mark.parametrize("bank", [table for table in TABLES if table != "postgres"], indirect=True)  # that samples
-async def test_a_view_is_walked_in_few_steps_since_each_may_sort_it(
-    bank: Databank, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    steps: list[int] = []
-    step_query = keyset.step_query
-
-    def counted(selection: Any, after: Any, step: int, **bounds: Any) -> Any:
-        steps.append(step)
-        return step_query(selection, after, step, **bounds)
-
-    monkeypatch.setattr(keyset, "step_query", counted)
+async def test_a_view_is_walked_in_few_steps_since_each_may_sort_it(bank: Databank, steps: list[int]) -> None:
     skewed(bank)
     bank.run("create view seen as select * from skewed")
     config = stream("seen", page_size=500, max_parallel=8, key=["id"])
