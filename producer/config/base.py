@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import re
-from typing import Annotated, Any, get_args
+from collections.abc import Iterator
+from typing import Annotated, Any, Self, get_args
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+
+from producer.config.explain import Contradictions
+from producer.config.text import KeyPath
 
 _SIZE = re.compile(r"(?P<number>\d+(?:\.\d+)?)\s*(?P<unit>[A-Za-z]*)")
 _UNITS = {
@@ -53,3 +57,17 @@ class Model(BaseModel):
         annotation = cls.model_fields[name].annotation
         kinds = set(get_args(annotation)) or {annotation}
         return bool(kinds & {int, float}) and bool not in kinds
+
+
+class ConsistentModel(Model):
+    """A model with rules between its keys: all that are broken are told together."""
+
+    @model_validator(mode="after")
+    def _no_contradictions(self) -> Self:
+        if found := list(self._contradictions()):
+            raise Contradictions(found)
+        return self
+
+    def _contradictions(self) -> Iterator[tuple[KeyPath, str]]:
+        """Where in the model a rule is broken, and what the rule is."""
+        return iter(())

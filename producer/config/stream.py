@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping
-from typing import Any, Literal, Self
+from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
-from producer.config.base import Model
-from producer.config.explain import Contradictions
+from producer.config.base import ConsistentModel, Model
 from producer.config.text import KeyPath
 from producer.config.transforms import TransformConfig
 from producer.model import Mode, Traversal
@@ -23,7 +22,7 @@ class DeletesConfig(Model):
     )
 
 
-class StreamConfig(Model):
+class StreamConfig(ConsistentModel):
     """One table (or chat) going to one topic."""
 
     name: str = Field(default="", description="default: the table's or chat's name")
@@ -100,12 +99,6 @@ class StreamConfig(Model):
         if not filled.get("topic"):
             filled["topic"] = f"{filled.get('source')}.{filled['name']}"
         return filled
-
-    @model_validator(mode="after")
-    def _no_contradictions(self) -> Self:
-        if found := list(self._contradictions()):
-            raise Contradictions(found)
-        return self
 
     def _contradictions(self) -> Iterator[tuple[KeyPath, str]]:
         if self.table is not None and self.chat is not None:

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from typing import Any, Literal, Self
+from typing import Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field
 
-from producer.config.base import Model
-from producer.config.explain import Contradictions, nearest
+from producer.config.base import ConsistentModel
+from producer.config.explain import nearest
 from producer.config.servers import (
     CheckpointsConfig,
     FileCheckpointsConfig,
@@ -22,7 +22,7 @@ from producer.config.text import KeyPath
 from producer.sources import ONE_SESSION
 
 
-class Config(Model):
+class Config(ConsistentModel):
     app: str = Field(
         default="producer",
         pattern=r"^[A-Za-z0-9._-]{1,100}$",
@@ -52,12 +52,6 @@ class Config(Model):
     shutdown_timeout_s: float = Field(default=25.0, gt=0, description="time to drain after SIGTERM or Ctrl-C")
     sources: Mapping[str, Any]  # each checked by the model that its source registers under `type`
     streams: tuple[StreamConfig, ...] = Field(min_length=1)
-
-    @model_validator(mode="after")
-    def _no_contradictions(self) -> Self:
-        if found := list(self._contradictions()):
-            raise Contradictions(found)
-        return self
 
     def _contradictions(self) -> Iterator[tuple[KeyPath, str]]:
         seen: dict[str, int] = {}
