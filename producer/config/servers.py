@@ -44,7 +44,7 @@ class KafkaConfig(Model):
     ssl_password: SecretStr | None = Field(default=None, description="the key's password")
     ssl_check_hostname: bool = Field(default=True, description="false: a certificate for another host is taken too")
     max_inflight_bytes: ByteSize = Field(
-        default=64 * 2**20,
+        default=24 * 2**20,
         description="what may wait for an acknowledgement; it bounds the memory: bytes, or text such as 64MiB",
     )
     max_request_size: ByteSize = Field(
