@@ -51,6 +51,15 @@ def finish(process: subprocess.Popen[str], timeout_s: float = 300) -> list[dict[
     return [json.loads(line) for line in out.splitlines()]
 
 
+def wait_for(audit: TopicAudit, records: int, process: subprocess.Popen[str], deadline_s: float = 60) -> None:
+    """Returns when the topic has so many records; the process must not end before."""
+    until = time.monotonic() + deadline_s
+    while audit.end() < records:
+        assert process.poll() is None, process.communicate()[1]
+        assert time.monotonic() < until, "it does not go on"
+        time.sleep(0.02)
+
+
 def state_of(config: Path, stream: str) -> StreamState | None:
     """What a new process would load."""
 

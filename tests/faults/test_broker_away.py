@@ -12,7 +12,7 @@ import pytest
 
 from producer.embedded import EmbeddedKafka
 from tests.audit import TopicAudit
-from tests.faults.killing import finish, start, write_config
+from tests.faults.killing import finish, start, wait_for, write_config
 from tests.faults.test_kill import KEY_SCHEMA, ROWS, sqlite_table
 from tests.faults.workers import verified
 
@@ -47,9 +47,7 @@ def test_a_broker_away_for_20_seconds_costs_nothing_but_time(
     config = configuration(tmp_path, broker.bootstrap)
     process = start(config, "--once")
     try:
-        while audit.end() < ROWS // 10:
-            assert process.poll() is None, process.communicate()[1]
-            time.sleep(0.05)
+        wait_for(audit, ROWS // 10, process)
         before = resident_bytes(process.pid)
         broker.kill()
         most = before
@@ -79,9 +77,7 @@ def test_a_broker_killed_and_started_again_in_the_midst_of_transactions_leaves_e
     config = configuration(tmp_path, broker.bootstrap, exactly_once=True, rows_per_s=40_000)
     process = start(config, "--once")
     try:
-        while audit.end() < ROWS // 6:
-            assert process.poll() is None, process.communicate()[1]
-            time.sleep(0.05)
+        wait_for(audit, ROWS // 6, process)
         broker.kill()
         time.sleep(1)
         assert process.poll() is None, process.communicate()[1]
@@ -106,9 +102,7 @@ def test_a_run_whose_broker_is_gone_still_ends_in_time_on_sigterm(
     audit = TopicAudit(broker.bootstrap, "away", KEY_SCHEMA)
     process = start(configuration(tmp_path, broker.bootstrap))
     try:
-        while audit.end() < ROWS // 10:
-            assert process.poll() is None, process.communicate()[1]
-            time.sleep(0.05)
+        wait_for(audit, ROWS // 10, process)
         broker.kill()
         time.sleep(1)
         process.send_signal(signal.SIGTERM)

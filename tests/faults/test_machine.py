@@ -18,7 +18,7 @@ import redis
 
 from producer.embedded import EmbeddedKafka
 from tests.audit import TopicAudit
-from tests.faults.killing import finish, start, state_of, write_config
+from tests.faults.killing import finish, start, state_of, wait_for, write_config
 from tests.faults.test_kill import KEY_SCHEMA
 from tests.faults.workers import verified
 from tests.services.databases import Redis
@@ -57,14 +57,6 @@ def configuration(folder: Path, name: str, bootstrap: str, checkpoints: dict[str
             **settings,
         },
     )
-
-
-def wait_for(audit: TopicAudit, records: int, process: subprocess.Popen[str], deadline_s: float = 60) -> None:
-    until = time.monotonic() + deadline_s
-    while audit.end() < records:
-        assert process.poll() is None, process.communicate()[1]
-        assert time.monotonic() < until, "it does not go on"
-        time.sleep(0.02)
 
 
 def failed(process: subprocess.Popen[str]) -> str:
