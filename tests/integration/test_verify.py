@@ -20,6 +20,7 @@ from aiokafka import AIOKafkaProducer
 from producer.config import Config, load_config
 from producer.errors import CheckpointConflictError, ConfigError
 from producer.metrics import Metrics
+from producer.model import KeyPosition
 from producer.parts import make_store
 from producer.service import Service
 from producer.verify import Counts, Verified, verify
@@ -129,6 +130,7 @@ async def test_counts_and_checksums_are_told_of_each_range_of_the_source(make_sh
     found = await shop.verify()
     assert [part.agrees for part in found.ranges] == [False, True, False]
     first, _, last = found.ranges
+    assert isinstance(first.through, KeyPosition)
     assert (first.missing, first.differing, last.missing, last.differing) == (1, 0, 0, 1)
     assert first.rows == whole.ranges[0].rows + 1
     shown = found.to_json()["ranges"]
