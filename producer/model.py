@@ -298,6 +298,19 @@ def position_to_json(position: Position | None) -> Json:
             return {"key": [scalar_to_json(v) for v in values]}
 
 
+def describe_position(position: Position | None) -> str:
+    """A position for a person: ``start``, ``offset 500``, ``id 12`` or ``key (7, 'x')``."""
+    match position:
+        case None:
+            return "start"
+        case KeyPosition((value,)):
+            return str(value)
+        case KeyPosition(values):
+            return "(" + ", ".join(str(v) for v in values) + ")"
+        case _:
+            return f"offset {position.rows}"
+
+
 def position_from_json(value: Json) -> Position | None:
     """The inverse of `position_to_json`; ValueError for anything else."""
     match value:

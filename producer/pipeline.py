@@ -19,7 +19,7 @@ from typing import Any
 from producer.commits import Committer, SplitProgress
 from producer.errors import ProducerError, SourceUnavailableError, TransientError
 from producer.inflight import ByteBudget, Reservation, Window
-from producer.model import KeyPosition, Page, Position
+from producer.model import Page, Position
 from producer.pressure import Pressure
 from producer.protocols import PageReader, PageWriter, RememberingReader
 from producer.tracing import UNTRACED, OpenTraces, PageTrace
@@ -326,16 +326,3 @@ class _Acknowledged:
             self.io.observe_ack(seconds, self.rows, self.bytes)
         elif not self.failure.done() and not isinstance(error, asyncio.CancelledError):
             self.failure.set_exception(error)
-
-
-def describe_position(position: Position | None) -> str:
-    """A position for a person: ``start``, ``offset 500``, ``id 12`` or ``key (7, 'x')``."""
-    match position:
-        case None:
-            return "start"
-        case KeyPosition((value,)):
-            return str(value)
-        case KeyPosition(values):
-            return "(" + ", ".join(str(v) for v in values) + ")"
-        case _:
-            return f"offset {position.rows}"

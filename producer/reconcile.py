@@ -1,6 +1,6 @@
 """Owns the comparison of two sides of any size by the hashes of their keys and values.
 
-A side is what was read from it, in order: 17 bytes a record, in memory while there are few, in temporary files by the
+A side is what was read from it, in order: 21 bytes a record, in memory while there are few, in temporary files by the
 key's hash (256 of them) when there are many; one piece of both is compared at a time. Of several records with one key
 the last one counts. The hashes are Python's own of bytes (SipHash with 64 bits, salted anew in each process).
 """
@@ -19,7 +19,7 @@ import numpy.typing as npt
 PIECES = 256
 #: Records that a side keeps in memory before it writes them to files.
 MAX_IN_MEMORY = 500_000
-_RECORD = np.dtype([("key", "<i8"), ("value", "<i8"), ("flag", "u1")])
+_RECORD = np.dtype([("key", "<i8"), ("value", "<i8"), ("flag", "u1"), ("place", "<u4")])
 
 Hashes = npt.NDArray[np.int64]
 Records = npt.NDArray[np.void]
@@ -46,10 +46,10 @@ class Side:
     def in_files(self) -> bool:
         return self._folder is not None
 
-    def add(self, keys: Hashes, values: Hashes, flags: npt.NDArray[np.bool_] | bool) -> None:
-        """More records, after those that are there."""
+    def add(self, keys: Hashes, values: Hashes, flags: npt.NDArray[np.bool_] | bool, place: int = 0) -> None:
+        """More records, after those that are there; `place` numbers the part of the side that they are from."""
         records = np.empty(len(keys), dtype=_RECORD)
-        records["key"], records["value"], records["flag"] = keys, values, flags
+        records["key"], records["value"], records["flag"], records["place"] = keys, values, flags, place
         self._waiting.append(records)
         self.count += len(records)
         self._waiting_count += len(records)
@@ -87,9 +87,22 @@ class Side:
         return taken
 
 
+class Places:
+    """Counts and checksums by the place of the source's rows, for those that must be on the topic: arrays of them.
+
+    The topic's checksum of a place is that of its keys with the values on the topic.
+    """
+
+    def __init__(self, count: int) -> None:
+        self.rows, self.missing, self.differing = (np.zeros(count, np.int64) for _ in range(3))
+        self.source_checksum, self.topic_checksum = (np.zeros(count, np.uint64) for _ in range(2))
+
+
 @dataclass(slots=True)
 class Comparison:
     """What `compare` found. The hashes are those of keys, `limit` of each kind at most; the counts are of all."""
+
+    places: Places
 
     source_rows: int = 0
     source_repeats: int = 0  # rows with the key of a later row
@@ -113,14 +126,16 @@ class Comparison:
         return not (self.missing or self.unexpected or self.differing) and self.source_checksum == self.topic_checksum
 
 
-def compare(source: Side, topic: Side, limit: int) -> Comparison:
-    """Compares both sides and uses them up. The flag of a row of the source: it must be on the topic (and otherwise
-    may be, with any value); that of a record of the topic: it is a tombstone.
+def compare(source: Side, topic: Side, limit: int, places: int = 1) -> Comparison:
+    """Compares both sides and uses them up; the places of the source's rows are below `places`.
+
+    The flag of a row of the source: it must be on the topic (and otherwise may be, with any value); that of a record of
+    the topic: it is a tombstone.
 
     The checksums are sums over the keys that must be there or are not known, of a hash of key and value: equal sets
     give equal sums in any order.
     """
-    found = Comparison()
+    found = Comparison(Places(places))
     for ours, theirs in _pieces(source, topic):
         _compare(found, ours, theirs, limit)
     return found
@@ -165,8 +180,14 @@ def _compare(found: Comparison, source: Records, topic: Records, limit: int) -> 
     found.unexpected += _note(found.unexpected_keys, records["key"][~known], limit)
     counted = ~known
     counted[at[there & needed]] = True
-    found.source_checksum = (found.source_checksum + _checksum(rows[needed])) % 2**64
-    found.topic_checksum = (found.topic_checksum + _checksum(records[counted])) % 2**64
+    ours, theirs = _mixed(rows), _mixed(records)
+    found.source_checksum = (found.source_checksum + _sum(ours[needed])) % 2**64
+    found.topic_checksum = (found.topic_checksum + _sum(theirs[counted])) % 2**64
+    by, place, has = found.places, rows["place"], there & needed
+    for counts, chosen in ((by.rows, needed), (by.missing, needed & ~there), (by.differing, has & ~same)):
+        counts += np.bincount(place[chosen], minlength=len(counts))
+    np.add.at(by.source_checksum, place[needed], ours[needed])
+    np.add.at(by.topic_checksum, place[has], theirs[at[has]])
 
 
 def _by_key(records: Records) -> tuple[Records, npt.NDArray[np.bool_]]:
@@ -190,8 +211,13 @@ def _note(keys: set[int], hashes: Hashes, limit: int) -> int:
     return len(hashes)
 
 
-def _checksum(records: Records) -> int:
+def _mixed(records: Records) -> npt.NDArray[np.uint64]:
+    """A hash of key and value, of each record."""
     key, value = (np.ascontiguousarray(records[name]).view(np.uint64) for name in ("key", "value"))
-    mixed = key * np.uint64(0x9E3779B97F4A7C15) ^ value
+    mixed: npt.NDArray[np.uint64] = key * np.uint64(0x9E3779B97F4A7C15) ^ value
     mixed ^= mixed >> np.uint64(29)
-    return int((mixed * np.uint64(0xBF58476D1CE4E5B9)).sum(dtype=np.uint64))
+    return mixed * np.uint64(0xBF58476D1CE4E5B9)
+
+
+def _sum(hashes: npt.NDArray[np.uint64]) -> int:
+    return int(hashes.sum(dtype=np.uint64))

@@ -42,6 +42,8 @@ WINDOW_PAGES = 8
 TRANSACTION_PAGES = 64
 TRANSACTION_INTERVAL_S = 0.5
 MAX_PAGE_BYTES = 4 * 2**20
+#: Half of the bytes in flight are shared by so many splits' pages at the most.
+PAGES_AT_ONCE = 4
 LOOK_BEFORE_CLAIM_S = 1.0
 #: From when a runner fences an older one to when its own epoch can be read.
 TAKEN_OVER_KNOWN_S = 2.0
@@ -318,7 +320,8 @@ class Unit:
     def _io(self, commits: Committer) -> StreamIO:
         loop = asyncio.get_running_loop()
         engine, config = self.engine, self.config
-        share = engine.budget.limit_bytes // (2 * max(1, min(config.max_parallel, len(self.splits))))
+        # Many splits take turns with pages that are worth their while: small ones cost more than they bring.
+        share = engine.budget.limit_bytes // (2 * max(1, min(config.max_parallel, len(self.splits), PAGES_AT_ONCE)))
         return StreamIO(
             stream=config.name,
             writer=self.writer,

@@ -14,7 +14,7 @@ import itertools
 import time
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Iterator, Mapping, Sequence
 from contextlib import AsyncExitStack
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -28,16 +28,16 @@ from producer.errors import ConfigError, ProducerError, TransientError
 from producer.model import Checkpoint, Dataset, KeyPosition, OffsetPosition, Page, Position, Split
 from producer.parts import make_registry, make_source, make_store, schemas_of, transform_of
 from producer.protocols import PageReader, Source
-from producer.reconcile import Comparison, Hashes, Side, compare
+from producer.reconcile import Hashes, Places, Side, compare
 from producer.retry import attempts
 from producer.unit import refuse_other_query
+from producer.verified import NAMED, Range, Verified
 
 log = structlog.get_logger("producer")
 
 PREFIX_BYTES = 5  # of the registry's framing
 PAGE_ROWS = 20_000
 PARTITIONS_AT_ONCE = 3
-NAMED = 10  #: how many differing keys of a kind are named
 
 #: A record's value in the current schema; None where it cannot be read.
 _Convert = Callable[[bytes], bytes | None]
@@ -49,40 +49,6 @@ class Counts:
 
     rows: int = 0
     records: int = 0
-
-
-@dataclass(slots=True)
-class Verified:
-    """What was found. The names are those of at most `NAMED` keys of a kind, such as ``id=5``."""
-
-    stream: str
-    topic: str
-    comparison: Comparison
-    seconds: float
-    missing: list[str] = field(default_factory=list)
-    unexpected: list[str] = field(default_factory=list)
-    differing: list[str] = field(default_factory=list)
-
-    def to_json(self) -> dict[str, Any]:
-        """For ``--json``; the checksums are salted anew in each run."""
-        found = self.comparison
-        names = (
-            *("source_rows", "topic_records", "topic_keys", "duplicates", "updates", "deleted", "pending"),
-            *("missing", "unexpected", "differing"),
-        )
-        return {
-            "stream": self.stream,
-            "topic": self.topic,
-            "agrees": found.agrees,
-            **{name: getattr(found, name) for name in names},
-            "source_rows": found.source_rows - found.source_repeats,
-            "source_checksum": f"{found.source_checksum:016x}",
-            "topic_checksum": f"{found.topic_checksum:016x}",
-            "missing_keys": self.missing,
-            "unexpected_keys": self.unexpected,
-            "differing_keys": self.differing,
-            "seconds": round(self.seconds, 3),
-        }
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,8 +91,8 @@ async def verify(config: Config, stream: StreamConfig, counts: Counts) -> Verifi
                 group.create_task(records.hash_into(theirs))
         except BaseExceptionGroup as errors:
             raise min(_leaves(errors), key=lambda error: not isinstance(error, ProducerError)) from None
-        comparison = await asyncio.to_thread(compare, ours, theirs, NAMED)
-        found = Verified(stream.name, stream.topic, comparison, 0.0)
+        comparison = await asyncio.to_thread(compare, ours, theirs, NAMED, len(pieces))
+        found = Verified(stream.name, stream.topic, comparison, _ranges(pieces, comparison.places))
         if not comparison.agrees:
             await _name(found, rows, records)
         found.seconds = time.monotonic() - started
@@ -162,19 +128,19 @@ class _Rows:
         """All rows, `max_parallel` pieces side by side."""
         places = asyncio.Semaphore(self._stream.max_parallel)
 
-        async def read(piece: _Piece) -> None:
+        async def read(place: int, piece: _Piece) -> None:
             async with places:
                 async for page in self._pages(piece):
                     keys, values = await asyncio.to_thread(self._hashes, page)
-                    side.add(keys, values, piece.needed)
+                    side.add(keys, values, piece.needed, place)
                     self._counts.rows += len(keys)
 
         # The last that is said of a key counts: what a replay has yet to read says nothing of what was sent before.
-        replays = [piece for piece in self._pieces if piece.split.is_replay]
-        for pieces in (replays, [piece for piece in self._pieces if not piece.split.is_replay]):
+        for replays in (True, False):
             async with asyncio.TaskGroup() as group:
-                for piece in pieces:
-                    group.create_task(read(piece))
+                for place, piece in enumerate(self._pieces):
+                    if piece.split.is_replay == replays:
+                        group.create_task(read(place, piece))
 
     async def find(self, wanted: set[int]) -> dict[int, tuple[str, bytes]]:
         """The names and values of the rows with these hashes of their keys."""
@@ -233,6 +199,24 @@ def _pieces(checkpoint: Checkpoint) -> list[_Piece]:
         case KeyPosition() | OffsetPosition():
             return [_Piece(replace(split, upper=position), None, True), rest]
     return [rest]
+
+
+def _ranges(pieces: Sequence[_Piece], places: Places) -> list[Range]:
+    """A replay's rows are counted where they were read first, so that it has none of its own."""
+    return [
+        Range(
+            piece.split.id,
+            piece.position if piece.position is not None else piece.split.lower,
+            piece.split.upper,
+            int(places.rows[place]),
+            int(places.missing[place]),
+            int(places.differing[place]),
+            int(places.source_checksum[place]),
+            int(places.topic_checksum[place]),
+        )
+        for place, piece in enumerate(pieces)
+        if piece.needed and (places.rows[place] or not piece.split.is_replay)
+    ]
 
 
 def _hash_column(column: EncodedColumn) -> Hashes:

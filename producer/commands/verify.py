@@ -13,7 +13,8 @@ from producer.commands import options
 
 if TYPE_CHECKING:
     from producer.config import StreamConfig
-    from producer.verify import Counts, Verified
+    from producer.verified import Range, Verified
+    from producer.verify import Counts
 
 _INTERVAL_S = 0.5
 
@@ -94,6 +95,7 @@ def _tell(found: Verified) -> None:
     _kind("missing on the topic", c.missing, found.missing)
     _kind("on the topic and not in the source (any more)", c.unexpected, found.unexpected)
     _kind("with another value on the topic", c.differing, found.differing)
+    _ranges([part for part in found.ranges if not part.agrees])
     sums = f"checksum {c.source_checksum:016x} of the source, {c.topic_checksum:016x} of the topic"
     said = "DIFFER" if not c.agrees else "AGREE up to the checkpoint" if c.pending else "AGREE"
     say(f"{said}: {sums}, {found.seconds:.1f} s")
@@ -103,3 +105,19 @@ def _kind(text: str, count: int, names: Sequence[str]) -> None:
     if count:
         more = f" and {count - len(names):,} more" if count > len(names) else ""
         options.say(f"  {count:,} {text}: {'; '.join(names)}{more}")
+
+
+def _ranges(unequal: Sequence[Range]) -> None:
+    """Where in the source the rows are that are missing or differ."""
+    from producer.model import describe_position
+    from producer.verified import NAMED
+
+    for part in unequal[:NAMED]:
+        start = "from the start" if part.after is None else f"after {describe_position(part.after)}"
+        end = "to the end" if part.through is None else f"up to {describe_position(part.through)}"
+        options.say(
+            f"  split {part.split}, {start} {end}: {part.rows:,} rows, "
+            f"{part.missing:,} missing, {part.differing:,} with another value"
+        )
+    if len(unequal) > NAMED:
+        options.say(f"  and {len(unequal) - NAMED:,} more splits")

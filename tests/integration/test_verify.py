@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 import sqlite3
 import subprocess
 import sys
@@ -19,6 +20,7 @@ from aiokafka import AIOKafkaProducer
 from producer.config import Config, load_config
 from producer.errors import CheckpointConflictError, ConfigError
 from producer.metrics import Metrics
+from producer.model import KeyPosition
 from producer.parts import make_store
 from producer.service import Service
 from producer.verify import Counts, Verified, verify
@@ -114,6 +116,27 @@ async def test_what_was_streamed_agrees(make_shop: Callable[..., Shop], traversa
     assert c.agrees
     assert (c.source_rows, c.topic_records, c.topic_keys) == (ROWS, ROWS, ROWS)
     assert (c.duplicates, c.updates, c.deleted, c.pending) == (0, 0, 0, 0)
+
+
+async def test_counts_and_checksums_are_told_of_each_range_of_the_source(make_shop: Callable[..., Shop]) -> None:
+    shop = make_shop(max_parallel=3)
+    await shop.run()
+    whole = await shop.verify()
+    assert len(whole.ranges) == 3
+    assert sum(part.rows for part in whole.ranges) == ROWS
+    assert all(part.agrees and part.source_checksum for part in whole.ranges)
+    assert [part.after for part in whole.ranges] == [None, *(part.through for part in whole.ranges[:-1])]
+    shop.sql("INSERT INTO events VALUES (3, 'late', 1, NULL)", "UPDATE events SET price = -1 WHERE id = 600")
+    found = await shop.verify()
+    assert [part.agrees for part in found.ranges] == [False, True, False]
+    first, _, last = found.ranges
+    assert isinstance(first.through, KeyPosition)
+    assert (first.missing, first.differing, last.missing, last.differing) == (1, 0, 0, 1)
+    assert first.rows == whole.ranges[0].rows + 1
+    shown = found.to_json()["ranges"]
+    assert shown[0]["after"] is None
+    assert shown[0]["through"] == shown[1]["after"] == {"key": [first.through.values[0]]}
+    assert shown[1]["source_checksum"] == shown[1]["topic_checksum"]
 
 
 async def test_a_row_that_is_not_on_the_topic_is_named(shop: Shop) -> None:
@@ -251,10 +274,12 @@ async def test_the_exit_code_says_whether_they_agree(shop: Shop) -> None:
     answer = json.loads(agreed.stdout)
     assert answer["agrees"] is True
     assert answer["source_checksum"] == answer["topic_checksum"]
-    shop.sql("DELETE FROM events WHERE id = 8")
+    assert [part["agrees"] for part in answer["ranges"]] == [True] * len(answer["ranges"])
+    shop.sql("DELETE FROM events WHERE id = 8", "UPDATE events SET price = -1 WHERE id = 6")
     differed = await asyncio.to_thread(verified, shop.path, "events", "--progress")
     assert differed.returncode == 1
     assert "1 on the topic and not in the source (any more): id=8" in differed.stdout
+    assert re.search(r"split \S+, from the start up to \d+: \d+ rows, 0 missing, 1 with another value", differed.stdout)
     assert "DIFFER" in differed.stdout
     assert "records of the topic" in differed.stderr
     wrong = await asyncio.to_thread(verified, shop.path, "evnts")

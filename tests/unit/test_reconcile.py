@@ -96,6 +96,36 @@ def test_what_is_beyond_the_checkpoint_may_be_there_or_not(capacity: int) -> Non
     assert found.pending == 1
 
 
+def test_what_must_be_there_is_counted_by_where_it_was_read(capacity: int) -> None:
+    rows = [(1, 10, 1, 0), (2, 20, 1, 0), (3, 30, 1, 1), (4, 40, 1, 1), (5, 50, 1, 2), (6, 60, 0, 3)]
+    records = [(1, 10), (2, 20), (4, -1), (5, 50), (9, 90)]
+    with Side(capacity) as ours, Side(capacity) as theirs:
+        for key, value, needed, place in rows:
+            ours.add(np.array([key * 2**56]), np.array([value]), bool(needed), place)
+        for key, value in records:
+            theirs.add(np.array([key * 2**56]), np.array([value]), False)
+        found = compare(ours, theirs, LIMIT, 4)
+    places = found.places
+    assert (found.missing, found.differing, found.unexpected, found.pending) == (1, 1, 1, 1)
+    assert places.rows.tolist() == [2, 2, 1, 0]
+    assert places.missing.tolist() == [0, 1, 0, 0]
+    assert places.differing.tolist() == [0, 1, 0, 0]
+    agrees = (places.source_checksum == places.topic_checksum).tolist()
+    assert agrees == [True, False, True, True]
+    assert int(places.source_checksum.sum(dtype=np.uint64)) == found.source_checksum
+    assert places.source_checksum[0] and places.source_checksum[2]
+
+
+def test_a_row_read_twice_counts_where_it_was_read_last(capacity: int) -> None:
+    with Side(capacity) as ours, Side(capacity) as theirs:
+        for place in (1, 0):
+            ours.add(np.array([2**56]), np.array([7]), True, place)
+        theirs.add(np.array([2**56]), np.array([7]), False)
+        found = compare(ours, theirs, LIMIT, 2)
+    assert found.agrees
+    assert found.places.rows.tolist() == [1, 0]
+
+
 def test_names_are_limited_and_counts_are_not(capacity: int) -> None:
     found = compared(ROWS, [], capacity)
     assert found.missing == 19
