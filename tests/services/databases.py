@@ -122,14 +122,18 @@ class MariaDB:
         assert installer is not None
         assert self._server is not None
         as_user = [f"--user={self._user}"] if self._user else []
-        self._options = ["--no-defaults", *as_user, f"--datadir={self._folder / 'data'}"]
-        subprocess.run(
+        # A server that starts removes the temporary tables it finds, in a shared folder those of others as well.
+        self._options = ["--no-defaults", *as_user, f"--datadir={self._folder / 'data'}", f"--tmpdir={self._folder}"]
+        made = subprocess.run(
             [installer, *self._options, "--skip-test-db", "--skip-name-resolve"],
-            check=True,
-            capture_output=True,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            check=False,
             timeout=120,
             cwd=self._folder,
         )
+        assert made.returncode == 0, made.stdout
 
     def url(self, database: str = "") -> str:
         return f"mysql://p:p@{_HOST}:{self._port}/{database}"
