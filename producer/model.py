@@ -197,6 +197,19 @@ class RejectedRow:
     error: EncodeError
 
 
+@dataclass(frozen=True, slots=True)
+class NullKeys:
+    """Rows with NULL in a column of the key or order, which paging never reaches and no run sends.
+
+    ``columns`` are those that hold a NULL; ``named`` says of a few of the rows which they are, for a person, as
+    ``a=1, b=NULL``.
+    """
+
+    rows: int
+    columns: tuple[str, ...] = ()
+    named: tuple[str, ...] = ()
+
+
 #: How many keys a range has, and a checksum of them that no order changes and every key does.
 KeyDigest = tuple[int, int]
 

@@ -20,6 +20,7 @@ from producer.model import (
     Json,
     KeyDigest,
     KeyPage,
+    NullKeys,
     Page,
     Position,
     Split,
@@ -108,6 +109,16 @@ class Source(Protocol):
 
     async def remaining(self, stream: StreamConfig, dataset: Dataset, checkpoint: Checkpoint) -> int | None:
         """About how many rows of the split are still to come (cheaply: estimates will do); None: not known."""
+        ...
+
+
+@runtime_checkable
+class NullKeySource(Protocol):
+    """A source whose rows may have NULL in a column of the key or order. Paging never reaches these."""
+
+    async def null_keys(self, stream: StreamConfig, named: int = 10) -> NullKeys:
+        """Counts such rows among those that `stream` selects, and names the first `named`. Asks nothing where the
+        source's catalogue says that there can be none."""
         ...
 
 

@@ -22,6 +22,7 @@ from producer.model import (
     Dataset,
     KeyPosition,
     KeyScalar,
+    NullKeys,
     OffsetPosition,
     Page,
     Position,
@@ -29,7 +30,7 @@ from producer.model import (
     Split,
 )
 from producer.protocols import PageReader
-from producer.sources.sql import keyset, splits, tail, ties, watched
+from producer.sources.sql import keyset, nulls, splits, tail, ties, watched
 from producer.sources.sql.dialects import open_database
 from producer.sources.sql.keys import SqlKeys
 from producer.sources.sql.keyset import Selection
@@ -134,6 +135,18 @@ class SqlSource:
     async def keys(self, stream: StreamConfig) -> SqlKeys:
         selection = await self._select(stream, stream.table or "")
         return SqlKeys(selection, self._database, salvage=stream.on_bad_record == "dead_letter")
+
+    async def null_keys(self, stream: StreamConfig, named: int = 10) -> NullKeys:
+        """See `producer.protocols.NullKeySource`."""
+        selection = await self._selection(stream)
+        columns = nulls.nullable_columns(selection, stream.traversal)
+        if not columns:
+            return NullKeys(0)
+        session = self._database.session()
+        try:
+            return await nulls.count(session, self._database, selection, columns, named)
+        finally:
+            await session.close()
 
     async def divide(self, stream: StreamConfig, dataset: Dataset, checkpoint: Checkpoint) -> Position | None:
         if checkpoint.done or stream.traversal == "OFFSET" or (stream.mode != "snapshot" and checkpoint.split.is_open):
