@@ -62,6 +62,7 @@ class RateLimiter:
         self._delay_s = min_delay_s
         self._next_at = clock()
         self._ordered_until: dict[str, float] = {}
+        self.ordered_waits = 0  #: how often the other side has ordered a wait
 
     @property
     def delay_s(self) -> float:
@@ -119,6 +120,7 @@ class RateLimiter:
         now = self._clock()
         until = self._ordered_until.get(kind, now)
         if now >= until:
+            self.ordered_waits += 1
             self._slow_down()
         self._ordered_until[kind] = max(until, now + seconds)
 

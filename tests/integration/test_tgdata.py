@@ -19,7 +19,7 @@ import pytest
 from aiokafka import AIOKafkaConsumer
 from redis.asyncio import Redis
 
-from producer.errors import CheckpointConflictError, CheckpointCorruptError, ConfigError
+from producer.errors import CheckpointCorruptError, ConfigError
 from producer.tgdata import TgData, next_delay
 from tests.mtproto import Chat, Fault, Server, World, made_chat
 from tests.mtproto.world import SENDERS, date_of
@@ -237,13 +237,6 @@ async def test_a_file_that_is_no_checkpoint_is_refused_and_kept(tg: TgData, tmp_
     with pytest.raises(CheckpointCorruptError, match="not a checkpoint"):
         await batches(tg, checkpoint_file=path)
     assert path.read_text() == text
-
-
-async def test_another_groups_checkpoint_is_refused(tg: TgData, tmp_path: Path) -> None:
-    path = tmp_path / "checkpoint.json"
-    await batches(tg, checkpoint_file=path, limit=5)
-    with pytest.raises(CheckpointConflictError, match="of group 12345"):
-        await batches(tg, group_id="@demo", checkpoint_file=path)
 
 
 async def test_a_migrated_group_is_read_on_across_the_migration(tmp_path: Path) -> None:

@@ -144,7 +144,6 @@ class Account:
         on_retry: Callable[[str, str], None] = lambda stream, reason: None,
     ) -> None:
         self.limiter = limiter
-        self.answer_s = 0.0  #: how long the last answer took
         self.me: Any = None
         self._session = parse_session(session)
         self._api = (api_id, api_hash)
@@ -226,11 +225,7 @@ class Account:
         kind = type(request).__name__
         if self._takeout_id is not None and kind.startswith("GetHistory"):
             request = functions.InvokeWithTakeoutRequest(self._takeout_id, request)
-        loop = asyncio.get_running_loop()
-        started = loop.time()
-        answer = await self._answered(lambda client: client(request), what, kind, self._request_timeout_s)
-        self.answer_s = loop.time() - started
-        return answer
+        return await self._answered(lambda client: client(request), what, kind, self._request_timeout_s)
 
     async def download(self, method: str, subject: Any, what: str, *, timeout_s: float) -> bytes | None:
         """What a method of Telethon's client downloads of `subject`; None where there is nothing."""

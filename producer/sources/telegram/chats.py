@@ -6,6 +6,7 @@ means nothing to a fresh session until its chat is known, so it is looked up in 
 
 from __future__ import annotations
 
+import asyncio
 import re
 from collections.abc import AsyncIterator, Iterable
 from dataclasses import dataclass
@@ -106,6 +107,7 @@ class Chats:
         self._account = account
         self._found: dict[str, Chat] = {}
         self._listed: list[Chat] | None = None
+        self._listing = asyncio.Lock()
 
     async def resolve(self, reference: str | int) -> Chat:
         """The chat of a reference; ConfigError where there is none, PermanentError where it cannot be read."""
@@ -177,8 +179,9 @@ class Chats:
 
     async def listed(self) -> AsyncIterator[Chat]:
         """All chats of the account, newest first: one sweep in a process's life, since sweeps draw flood waits."""
-        if self._listed is None:
-            self._listed = [chat async for chat in self._sweep()]
+        async with self._listing:
+            if self._listed is None:
+                self._listed = [chat async for chat in self._sweep()]
         for chat in self._listed:
             yield chat
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import mimetypes
+import uuid
 from collections.abc import Sequence
 from typing import Any
 
@@ -57,9 +58,10 @@ class Store:
     def _write(self, path: str, data: bytes) -> None:
         try:
             self._fs.create_dir(path.rpartition("/")[0], recursive=True)
-            with self._fs.open_output_stream(f"{path}.part") as stream:
+            part = f"{path}.{uuid.uuid4().hex[:8]}.part"  # another stream may be writing the same photo
+            with self._fs.open_output_stream(part) as stream:
                 stream.write(data)
-            self._fs.move(f"{path}.part", path)
+            self._fs.move(part, path)
         except OSError as error:
             raise TransientError(f"{path}: cannot be written ({type(error).__name__})") from None
 

@@ -167,6 +167,7 @@ class ChatReader:
         self._told: deque[tuple[int, dict[int, News]]] = deque(maxlen=MAX_TOLD)  # what was in them, by chat
         self.top = 0  #: the newest id known of the chat that is being read
         self.count = 0  #: how many messages that chat has
+        self.answer_s = 0.0  #: how long the last answer took
 
     @property
     def succession(self) -> tuple[Chat, ...]:
@@ -232,7 +233,9 @@ class ChatReader:
         return left_s > 0 and await self._account.limiter.acquire(REQUEST, at_most_s=left_s) <= 0
 
     async def _call(self, cursor: _Cursor, request: Any) -> Any:
+        asked_at = time.monotonic()
         answer = await self._account.call(request, f"chat {cursor.chat.title!r}")
+        self.answer_s = time.monotonic() - asked_at
         cursor.answered_at = time.time()
         return answer
 

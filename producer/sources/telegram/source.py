@@ -73,7 +73,7 @@ class TelegramSource:
             on_retry=lambda stream, reason: self.on_retry(stream, reason),
         )
         self.chats = Chats(self.account)
-        self._successions: dict[str, tuple[Chat, ...]] = {}
+        self._successions: dict[str, tuple[Chat, ...]] = {}  # by chat as configured: what it was before, and itself
         self._readers: dict[tuple[str, str], ChatReader] = {}
 
     async def start(self) -> None:
@@ -114,7 +114,7 @@ class TelegramSource:
         names = selected_fields(stream)
         chat = await self.chats.resolve(stream.chat)
         succession = await self.chats.succession(chat)
-        self._successions[stream.name] = succession
+        self._successions[str(stream.chat)] = succession
         count = sum([(await history.top(self.account, c))[1] for c in succession])
         start, end = filters.bounds
         return Dataset(
@@ -234,11 +234,11 @@ class TelegramSource:
 
     async def succession(self, stream: StreamConfig) -> tuple[Chat, ...]:
         """The stream's chat with what it was before; see `Chats.succession`."""
-        if stream.name not in self._successions:
-            assert stream.chat is not None
-            chat = await self.chats.resolve(stream.chat)
-            self._successions[stream.name] = await self.chats.succession(chat)
-        return self._successions[stream.name]
+        assert stream.chat is not None
+        name = str(stream.chat)
+        if name not in self._successions:
+            self._successions[name] = await self.chats.succession(await self.chats.resolve(stream.chat))
+        return self._successions[name]
 
     # --- updates: what is new is only a reason to look; edits and deletions are handed to the chat's open reader ---
 
