@@ -10,6 +10,7 @@ database, plans three splits over it and reads them page by page.
 from __future__ import annotations
 
 import asyncio
+import os
 import sys
 import tempfile
 from collections.abc import Callable, Mapping
@@ -22,6 +23,7 @@ import pyarrow as pa
 
 from producer.config import StreamConfig
 from producer.errors import ConfigError, SourceUnavailableError
+from producer.identity import Identity
 from producer.model import KeyScalar
 from producer.sources.sql import SqlConfig, SqlSource
 from producer.sources.sql.dialects import DIALECTS
@@ -42,6 +44,7 @@ class DuckDatabase:
 
     def __init__(self, options: Options, executor: Executor) -> None:
         self._path = options.url.partition("://")[2].removeprefix("/")
+        self._file = os.path.abspath(self._path)
         self._timeout_s = options.statement_timeout_s
         self._executor = executor
         self._meta = self.session()
@@ -51,6 +54,9 @@ class DuckDatabase:
 
     async def close(self) -> None:
         await self._meta.close()
+
+    async def origin(self, table: Table) -> Identity:
+        return Identity({"source": "duckdb"}, names=(f"file {self._file}",))
 
     def session(self) -> DuckSession:
         return DuckSession(self._path, self._timeout_s, self._executor)

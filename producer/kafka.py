@@ -393,6 +393,18 @@ def _refuse_other_number(name: str, found: int, wanted: int | None) -> None:
         )
 
 
+async def cluster_id(config: KafkaConfig) -> str:
+    """The id that the brokers of a cluster share; '' where they have none."""
+    async with admin(config) as client, asyncio.timeout(config.request_timeout_s):
+        return await cluster_id_of(client)
+
+
+async def cluster_id_of(client: AIOKafkaAdminClient) -> str:
+    """As `cluster_id`, by a client that is connected."""
+    response = await client._send_request(MetadataRequest([], allow_auto_topic_creation=False))
+    return str(response.to_object().get("cluster_id") or "")
+
+
 async def topic_partitions(config: KafkaConfig, name: str) -> int | None:
     """How many partitions a topic has; None where it is not there (and it is not made by asking)."""
     async with admin(config) as client, asyncio.timeout(config.request_timeout_s):

@@ -20,6 +20,7 @@ from typing import Any, Literal
 import pyarrow as pa
 
 from producer.errors import EncodeError
+from producer.identity import Identity, identity_from_json, identity_to_json
 
 Traversal = Literal["OFFSET", "ID_RANGE"]
 Mode = Literal["snapshot", "tail", "snapshot_then_tail", "timestamp"]
@@ -131,6 +132,7 @@ class StreamState:
     ``fingerprint`` is that of the query and traversal that made the positions; ``epoch`` rises with every runner
     that claims the stream, and a runner with an older epoch may not commit any more. ``paused``: an operator has
     stopped it, and it stays so over restarts. ``owner`` is the worker that claimed last, where the store knows.
+    ``identity`` says what the checkpoint belongs to; None in one of an older version.
     """
 
     stream: str
@@ -140,6 +142,7 @@ class StreamState:
     updated_at: str = ""  # ISO 8601, UTC
     paused: bool = False
     owner: str | None = field(default=None, compare=False)
+    identity: Identity | None = None
 
     def with_changes(self, changed: Sequence[Checkpoint], updated_at: str) -> StreamState:
         """This state with the given splits' checkpoints put in (new splits are appended)."""
@@ -159,7 +162,8 @@ class Dataset:
     ``hidden`` names those of them which are fetched for paging only and are not part of the value.
     ``identity`` says in a canonical way what is read (table, columns, where, params, order); it makes the
     fingerprint and may not hold a secret.
-    ``value_schema``/``key_schema`` are Avro schemas where the source has fixed ones.
+    ``value_schema``/``key_schema`` are Avro schemas where the source has fixed ones. ``origin`` is the source's own
+    part of what a checkpoint belongs to.
     """
 
     name: str
@@ -174,6 +178,7 @@ class Dataset:
     comment: str = ""
     value_schema: Mapping[str, Json] | None = None
     key_schema: Mapping[str, Json] | None = None
+    origin: Identity = field(default_factory=Identity)
 
     @property
     def full_name(self) -> str:
@@ -181,8 +186,18 @@ class Dataset:
 
     def fingerprint(self, traversal: Traversal) -> str:
         """SHA-256 (first 16 hex digits) of what is read and how it is traversed."""
-        text = json.dumps({"traversal": traversal, **self.identity}, sort_keys=True, separators=(",", ":"), default=str)
-        return hashlib.sha256(text.encode()).hexdigest()[:16]
+        return _digest({"traversal": traversal, **self.identity})
+
+    def query_fingerprint(self, traversal: Traversal) -> str:
+        """As `fingerprint`, without the place: equal for the same query of a table of another name."""
+        return _digest(
+            {"traversal": traversal, **{k: v for k, v in self.identity.items() if k not in ("table", "host")}}
+        )
+
+
+def _digest(value: Mapping[str, Json]) -> str:
+    text = json.dumps(value, sort_keys=True, separators=(",", ":"), default=str)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 @dataclass(frozen=True, slots=True)
@@ -390,6 +405,7 @@ def state_to_json(state: StreamState) -> Json:
         "updated_at": state.updated_at,
         "paused": state.paused,
         "splits": [checkpoint_to_json(c) for c in state.checkpoints],
+        "identity": identity_to_json(state.identity),
     }
 
 
@@ -404,4 +420,5 @@ def state_from_json(value: Json) -> StreamState:
         checkpoints=tuple(checkpoint_from_json(c) for c in value["splits"]),
         updated_at=str(value["updated_at"]),
         paused=value.get("paused") is True,
+        identity=identity_from_json(value.get("identity")),
     )

@@ -14,10 +14,11 @@ from typing import TYPE_CHECKING, Any, cast
 from producer.checkpoints import STORES
 from producer.config import Config, StreamConfig
 from producer.errors import ConfigError, ProducerError
+from producer.identity import Identity
 from producer.model import Dataset, Json
 from producer.protocols import CheckpointStore, LendingStore, OneSessionSource, PageWriter, Source
 from producer.sources import ONE_SESSION, SOURCES
-from producer.unit import Leave, OpenSearch, OpenSource, OpenWriter, left, opened
+from producer.unit import Identify, Leave, OpenSearch, OpenSource, OpenWriter, left, opened, origin_of
 
 if TYPE_CHECKING:
     from producer.deletes import DeleteSearch
@@ -44,6 +45,7 @@ class Parts:
     open_search: OpenSearch | None = None
     open_source: OpenSource = opened
     leave: Leave = left
+    identify: Identify = origin_of
     clients: Sequence[Any] = ()  # what else is to be closed, after the sources and before the store
 
 
@@ -115,6 +117,12 @@ def read_schema_file(stream: StreamConfig) -> Mapping[str, Json]:
     return found
 
 
+def identity_of(config: Config, stream: StreamConfig, dataset: Dataset, cluster_id: str) -> Identity:
+    """What the stream's checkpoint belongs to."""
+    query = dataset.query_fingerprint(stream.traversal)
+    return dataset.origin.also(query, app=config.app, topic=stream.topic, kafka_cluster=cluster_id)
+
+
 async def open_parts(config: Config, run_id: str) -> Parts:
     """Makes and starts all parts, each before the ones that need it; ProducerError from the first that cannot."""
     from producer.sinks.kafka import KafkaSink
@@ -152,10 +160,13 @@ async def open_parts(config: Config, run_id: str) -> Parts:
 
         return DeleteSearch(config, stream, sources[stream.source], dataset)
 
+    def identify(stream: StreamConfig, dataset: Dataset) -> Identity:
+        return identity_of(config, stream, dataset, sink.cluster_id)
+
     clients = [sink, *([registry] if registry else [])]
     if turns is None:
-        return Parts(sources, store, open_writer, open_search, clients=clients)
-    return Parts(sources, store, open_writer, open_search, turns.open_source, turns.leave, clients)
+        return Parts(sources, store, open_writer, open_search, identify=identify, clients=clients)
+    return Parts(sources, store, open_writer, open_search, turns.open_source, turns.leave, identify, clients)
 
 
 class _Turns:

@@ -133,6 +133,7 @@ class Service:
             open_writer=parts.open_writer,
             open_source=parts.open_source,
             leave=parts.leave,
+            identify=parts.identify,
             budget=ByteBudget(config.kafka.max_inflight_bytes),
             executor=executor,
             stop=stop,

@@ -22,15 +22,15 @@ from producer.config import StreamConfig
 from producer.errors import (
     CheckpointConflictError,
     CheckpointLostError,
-    OtherQueryError,
     ProducerError,
     SinkUnavailableError,
     TransientError,
     unexpected,
 )
+from producer.identity import Identity
 from producer.inflight import ByteBudget
 from producer.model import Checkpoint, Dataset, Page, Split, StreamState, split_name, unit_partition
-from producer.modes import refuse_other_mode
+from producer.ownership import note_identity, refuse_other
 from producer.pipeline import Limits, StreamIO, wait_for_any
 from producer.pressure import Pressure
 from producer.protocols import CheckpointStore, LendingStore, PageWriter, Source, TransactionalWriter, WakingSource
@@ -79,6 +79,15 @@ async def left(stream: StreamConfig) -> None:
     """Nobody waits for it."""
 
 
+#: What the checkpoint of a stream belongs to, as the stream is configured and its source described it now.
+Identify = Callable[[StreamConfig, Dataset], Identity]
+
+
+def origin_of(stream: StreamConfig, dataset: Dataset) -> Identity:
+    """What the source alone knows."""
+    return dataset.origin
+
+
 #: Makes the search for deleted rows of a stream.
 OpenSearch = Callable[[StreamConfig, Dataset], Search]
 
@@ -99,6 +108,7 @@ class Engine:
     open_search: OpenSearch | None = None
     open_source: OpenSource = opened  # awaited before a stream uses its source
     leave: Leave = left
+    identify: Identify = origin_of
     exactly_once: bool = False  # the writers are TransactionalWriters, the store can lend its transactional ids
 
 
@@ -162,21 +172,39 @@ class Unit:
 
     async def claim(self) -> StreamState | None:
         """Becomes the unit's only runner; its state, or None where there is none yet."""
-        store, fingerprint = self.engine.store, self.dataset.fingerprint(self.config.traversal)
+        store, identity = self.engine.store, self.engine.identify(self.config, self.dataset)
         with contextlib.suppress(TimeoutError):  # what a killed runner had begun may hold this up; the claim ends it
             async with asyncio.timeout(LOOK_BEFORE_CLAIM_S):
-                refuse_other(await store.load(self.name), self.config, fingerprint)
+                refuse_other(await store.load(self.name), self.config, self.dataset, identity)
         self.epoch = await store.claim(self.name)
         state = await store.load(self.name)  # again: another runner may have moved it before our claim
-        refuse_other(state, self.config, fingerprint)
+        refuse_other(state, self.config, self.dataset, identity)
         if state is not None:
+            if unit_partition(self.name) is None:  # of shared work the stream's own state keeps it
+                state = await self._note(state, identity)
             self._restore(state)
+        return state
+
+    async def _note(self, state: StreamState, identity: Identity) -> StreamState:
+        """The state with what it belongs to: one of an older version takes it now."""
+        known = identity.after(state.identity)
+        if known != state.identity:
+            note_identity(self.config, state)
+            state = replace(state, identity=known, epoch=self.epoch)
+            await self.engine.store.begin(state)
         return state
 
     async def begin(self, checkpoints: Sequence[Checkpoint]) -> None:
         """Writes the unit's first state: a new plan."""
         fingerprint = self.dataset.fingerprint(self.config.traversal)
-        state = StreamState(self.name, fingerprint, self.epoch, tuple(checkpoints), paused=not self.gate.is_set())
+        state = StreamState(
+            self.name,
+            fingerprint,
+            self.epoch,
+            tuple(checkpoints),
+            paused=not self.gate.is_set(),
+            identity=self.engine.identify(self.config, self.dataset).after(None),
+        )
         await self.engine.store.begin(state)
         self._restore(state)
 
@@ -394,25 +422,6 @@ async def sleep_until_stop(stop: asyncio.Event, seconds: float) -> None:
     await wait_for_any(stop, timeout_s=seconds)
     if stop.is_set():
         raise asyncio.CancelledError
-
-
-def refuse_other(state: StreamState | None, config: StreamConfig, fingerprint: str) -> None:
-    """OtherQueryError where the configured stream cannot go on from the checkpoint."""
-    if state is not None:
-        refuse_other_query(state, config.name, fingerprint)
-        if unit_partition(state.stream) is None:  # of a part alone it cannot be told
-            refuse_other_mode(config, state.checkpoints)
-
-
-def refuse_other_query(state: StreamState | None, stream: str, fingerprint: str) -> None:
-    """OtherQueryError where the checkpoint was made by another query than the configured one."""
-    if state is not None and state.fingerprint != fingerprint:
-        raise OtherQueryError(
-            f"the checkpoint of stream {stream!r} was made by another query: its table, columns, where, key, order or "
-            f"traversal has changed since (fingerprint {state.fingerprint}, now {fingerprint})",
-            hint=f"put the configuration back, or read again from the start after: "
-            f"producer checkpoint reset CONFIG {stream}",
-        )
 
 
 def first_error(group: BaseExceptionGroup[Exception]) -> ProducerError:

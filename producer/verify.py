@@ -26,11 +26,11 @@ from producer.encoding.arrow_avro import AvroEncoder, EncodedColumn
 from producer.encoding.schema import crc64_fingerprint
 from producer.errors import ConfigError, ProducerError, TransientError
 from producer.model import Checkpoint, Dataset, KeyPosition, OffsetPosition, Page, Position, Split
-from producer.parts import make_registry, make_source, make_store, schemas_of, transform_of
+from producer.ownership import refuse_other_query
+from producer.parts import identity_of, make_registry, make_source, make_store, schemas_of, transform_of
 from producer.protocols import PageReader, Source
 from producer.reconcile import Hashes, Places, Side, compare
 from producer.retry import attempts
-from producer.unit import refuse_other_query
 from producer.verified import NAMED, Range, Verified
 
 log = structlog.get_logger("producer")
@@ -62,7 +62,7 @@ class _Piece:
 
 async def verify(config: Config, stream: StreamConfig, counts: Counts) -> Verified:
     """Reads both sides and compares them. ProducerError where one of them cannot be read."""
-    from producer.kafka import topic_partitions
+    from producer.kafka import cluster_id, topic_partitions
 
     started = time.monotonic()
     async with AsyncExitStack() as stack:
@@ -77,7 +77,8 @@ async def verify(config: Config, stream: StreamConfig, counts: Counts) -> Verifi
         dataset = await source.describe(stream)
         state = await whole_state(store, stream.name)
         if state is not None:
-            refuse_other_query(state, stream.name, dataset.fingerprint(stream.traversal))
+            identity = identity_of(config, stream, dataset, await cluster_id(config.kafka))
+            refuse_other_query(state, stream, dataset, identity)
             pieces = [piece for checkpoint in state.checkpoints for piece in _pieces(checkpoint)]
         else:  # nothing says how far a run has come: all of it is expected
             plain = stream.model_copy(update={"mode": "snapshot"})

@@ -28,6 +28,7 @@ from producer.errors import (
     SinkUnavailableError,
     StoreUnavailableError,
 )
+from producer.identity import Identity, identity_from_json, identity_to_json
 from producer.kafka import abandon, client_options, connect, ensure_topic, translate
 from producer.model import Checkpoint, Json, StreamState, checkpoint_from_json, checkpoint_to_json, unit_partition
 from producer.worker import worker_id
@@ -110,7 +111,8 @@ class KafkaCheckpointStore:
             state = self._state(stream, records)
             claim.epoch = max(state.epoch if state else _epoch(records), above) + 1
             claim.places = {c.split.id: place for place, c in enumerate(state.checkpoints)} if state else {}
-            await self._write(stream, claim, [_plan(stream, claim.epoch, state.fingerprint if state else None)])
+            known = (None, None) if state is None else (state.fingerprint, state.identity)
+            await self._write(stream, claim, [_plan(stream, claim.epoch, *known)])
             return claim.epoch
 
         return await self._in_turn(stream, "claim", work())
@@ -345,6 +347,7 @@ class KafkaCheckpointStore:
                 max((str(value["updated_at"]) for value in splits), default=str(plan["updated_at"])),
                 paused=records.paused is not None,
                 owner=plan.get("worker"),
+                identity=identity_from_json(plan.get("identity")),
             )
         except (ValueError, KeyError, TypeError) as error:
             raise CheckpointCorruptError(
@@ -372,10 +375,12 @@ def _taken_over(stream: str) -> CheckpointConflictError:
     )
 
 
-def _plan(stream: str, epoch: int, fingerprint: str | None) -> tuple[bytes, Json]:
+def _plan(stream: str, epoch: int, fingerprint: str | None, identity: Identity | None = None) -> tuple[bytes, Json]:
     plan: dict[str, Json] = {"version": 1, "epoch": epoch, "worker": worker_id(), "updated_at": _now()}
     if fingerprint is not None:
         plan["fingerprint"] = fingerprint
+    if identity is not None:
+        plan["identity"] = identity_to_json(identity)
     return record_key(stream), plan
 
 
@@ -388,7 +393,8 @@ def _first(state: StreamState, epoch: int, old: StreamRecords) -> list[tuple[byt
     checkpoints = [_checkpoint(state.stream, c, place=place, epoch=epoch) for place, c in enumerate(state.checkpoints)]
     kept = {key for key, _ in checkpoints}
     gone = [(key, None) for key in (record_key(state.stream, split) for split in old.splits) if key not in kept]
-    return [_plan(state.stream, epoch, state.fingerprint), _pause(state.stream, state.paused), *gone, *checkpoints]
+    plan = _plan(state.stream, epoch, state.fingerprint, state.identity)
+    return [plan, _pause(state.stream, state.paused), *gone, *checkpoints]
 
 
 def _checkpoints(stream: str, claim: _Claim, checkpoints: Sequence[Checkpoint]) -> list[tuple[bytes, Json]]:

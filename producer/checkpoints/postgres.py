@@ -28,6 +28,7 @@ from producer.errors import (
     ProducerError,
     StoreUnavailableError,
 )
+from producer.identity import identity_from_json, identity_to_json
 from producer.model import Checkpoint, StreamState, checkpoint_from_json, checkpoint_to_json
 
 _CONNECT_TIMEOUT_S = 10.0
@@ -50,9 +51,11 @@ CREATE TABLE IF NOT EXISTS etl_streams (
     fingerprint TEXT,
     paused BOOLEAN NOT NULL DEFAULT FALSE,
     group_id BIGINT UNIQUE,
+    identity JSON,
     updated_at TIMESTAMPTZ NOT NULL DEFAULT NOW(),
     PRIMARY KEY (app, stream)
 );
+ALTER TABLE etl_streams ADD COLUMN IF NOT EXISTS identity JSON;
 CREATE TABLE IF NOT EXISTS etl_splits (
     app TEXT NOT NULL,
     stream TEXT NOT NULL,
@@ -65,7 +68,8 @@ CREATE TABLE IF NOT EXISTS etl_splits (
 """
 _ALL_THERE = """
 SELECT to_regclass('etl_checkpoints') IS NOT NULL AND to_regclass('etl_streams') IS NOT NULL
-   AND to_regclass('etl_splits') IS NOT NULL
+   AND to_regclass('etl_splits') IS NOT NULL AND EXISTS (
+     SELECT FROM pg_attribute WHERE attrelid = to_regclass('etl_streams') AND attname = 'identity' AND NOT attisdropped)
 """
 #: One maker at a time: CREATE TABLE IF NOT EXISTS is not safe against itself.
 _MAKER_LOCK = int.from_bytes(hashlib.sha256(b"etl_checkpoints").digest()[:7], "big")
@@ -150,12 +154,13 @@ class PostgresCheckpointStore:
             await self._lock(connection, stream, state.epoch)
             await connection.execute("DELETE FROM etl_splits WHERE app = $1 AND stream = $2", self._app, stream)
             group_id = await connection.fetchval(
-                "UPDATE etl_streams SET fingerprint = $3, paused = $4, updated_at = clock_timestamp() "
+                "UPDATE etl_streams SET fingerprint = $3, paused = $4, identity = $5, updated_at = clock_timestamp() "
                 "WHERE app = $1 AND stream = $2 RETURNING group_id",
                 self._app,
                 stream,
                 state.fingerprint,
                 state.paused,
+                json.dumps(identity_to_json(state.identity)),
             )
             if group_id is None:
                 await self._make_guide_row(connection, stream)
@@ -201,7 +206,8 @@ class PostgresCheckpointStore:
             await connection.execute("DELETE FROM etl_checkpoints WHERE group_id = $1", row["group_id"])
             # The row stays: a runner that is still alive is fenced by the higher epoch, now and after a new plan.
             await connection.execute(
-                "UPDATE etl_streams SET epoch = epoch + 1, fingerprint = NULL, paused = FALSE, group_id = NULL "
+                "UPDATE etl_streams SET epoch = epoch + 1, fingerprint = NULL, identity = NULL, paused = FALSE, "
+                "group_id = NULL "
                 "WHERE app = $1 AND stream = $2",
                 self._app,
                 stream,
@@ -213,7 +219,7 @@ class PostgresCheckpointStore:
 
     async def _load(self, connection: asyncpg.Connection, stream: str) -> StreamState | None:
         row = await connection.fetchrow(
-            "SELECT fingerprint, epoch, updated_at, paused FROM etl_streams WHERE app = $1 AND stream = $2",
+            "SELECT fingerprint, epoch, updated_at, paused, identity FROM etl_streams WHERE app = $1 AND stream = $2",
             self._app,
             stream,
         )
@@ -224,13 +230,16 @@ class PostgresCheckpointStore:
         )
         try:
             checkpoints = tuple(checkpoint_from_json(json.loads(split["checkpoint"])) for split in splits)
+            identity = identity_from_json(json.loads(row["identity"] or "null"))
         except (ValueError, KeyError, TypeError) as error:
             raise CheckpointCorruptError(
                 f"the checkpoint of stream {stream!r} in etl_splits cannot be read: {error!r}",
                 hint=f"start the stream over with: producer checkpoint reset CONFIG {stream}",
             ) from None
         updated_at = row["updated_at"].isoformat(timespec="milliseconds")
-        return StreamState(stream, row["fingerprint"], row["epoch"], checkpoints, updated_at, row["paused"])
+        return StreamState(
+            stream, row["fingerprint"], row["epoch"], checkpoints, updated_at, row["paused"], identity=identity
+        )
 
     async def _lock(self, connection: asyncpg.Connection, stream: str, epoch: int) -> str | None:
         """Holds the stream's row to the end of the transaction, and returns the fingerprint that stands there."""

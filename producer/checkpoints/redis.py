@@ -31,6 +31,7 @@ from producer.errors import (
     StandbyError,
     StoreUnavailableError,
 )
+from producer.identity import identity_from_json, identity_to_json
 from producer.model import Checkpoint, StreamState, checkpoint_from_json, checkpoint_to_json
 from producer.redis import SOCKET_TIMEOUT_S, client, redis_errors
 from producer.worker import worker_id
@@ -189,6 +190,7 @@ class RedisCheckpointStore:
                 "fingerprint": state.fingerprint,
                 "epoch": str(state.epoch),
                 "paused": _flag(state.paused),
+                "identity": json.dumps(identity_to_json(state.identity)),
             }
             await self._write(state.stream, claim, fields, splits, state.checkpoints, begins=True)
             claim.splits = splits
@@ -345,6 +347,7 @@ class RedisCheckpointStore:
                 tuple(checkpoint_from_json(value) for value in splits),
                 _iso(float(found["timestamp"])),
                 paused=found.get("paused") == _flag(True),
+                identity=identity_from_json(json.loads(found.get("identity", "null"))),
             )
         except (ValueError, KeyError, TypeError) as error:
             raise CheckpointCorruptError(

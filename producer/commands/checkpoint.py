@@ -1,15 +1,17 @@
-"""Owns ``producer checkpoint list|show|reset|set|copy``: looking at checkpoints and moving them by hand."""
+"""Owns ``producer checkpoint list|show|reset|set|adopt|copy``: looking at checkpoints and moving them by hand."""
 
 from __future__ import annotations
 
 import argparse
 import asyncio
+import contextlib
 import json
 from collections.abc import Callable, Coroutine
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from producer.commands import options
+from producer.commands.checkpoint_adopt import add_adopt
 from producer.commands.checkpoint_copy import add_copy
 from producer.errors import CheckpointCorruptError, ConfigError
 
@@ -22,7 +24,7 @@ _Action = Callable[[argparse.Namespace, "Config", "CheckpointStore"], Coroutine[
 
 
 def add_parser(subparsers: Any) -> None:
-    parser = subparsers.add_parser("checkpoint", help="list, show, reset, set or copy checkpoints")
+    parser = subparsers.add_parser("checkpoint", help="list, show, reset, set, adopt or copy checkpoints")
     actions = parser.add_subparsers(dest="action", metavar="ACTION", required=True)
 
     def action(name: str, function: _Action, text: str, *, stream: bool) -> argparse.ArgumentParser:
@@ -44,6 +46,7 @@ def add_parser(subparsers: Any) -> None:
     where.add_argument("--key", metavar="JSON", help="the last key that counts as read: a JSON value or list")
     where.add_argument("--position", metavar="JSON", help='a position as `show --json` prints it: {"key": [7]}')
     setting.add_argument("--split", metavar="ID", help="which split, where there are several")
+    add_adopt(actions)
     add_copy(actions)
 
 
@@ -113,6 +116,8 @@ async def _show(args: argparse.Namespace, _config: Config, store: CheckpointStor
     options.say(
         f"stream {state.stream}  fingerprint {state.fingerprint}  epoch {state.epoch}  updated {state.updated_at}"
     )
+    if state.identity is not None:
+        options.say("belongs to: " + ", ".join(f"{name} {fact}" for name, fact in state.identity.facts.items()))
     options.say_table(
         ("split", "after", "up to", "position", "rows", "done"),
         [
@@ -123,9 +128,12 @@ async def _show(args: argparse.Namespace, _config: Config, store: CheckpointStor
     return 0
 
 
-async def _reset(args: argparse.Namespace, _config: Config, store: CheckpointStore) -> int:
-    from producer.coordination.units import reset_whole, stream_names
+async def _reset(args: argparse.Namespace, config: Config, store: CheckpointStore) -> int:
+    from producer.coordination.units import reset_whole, stream_names, whole_state
+    from producer.ownership import refuse_other_place
 
+    with contextlib.suppress(CheckpointCorruptError):  # which a reset is the way out of
+        refuse_other_place(await whole_state(store, args.stream), app=config.app)
     # A stream that is no longer in the configuration can still be forgotten.
     found = await reset_whole(store, args.stream)
     if args.json:
@@ -138,7 +146,7 @@ async def _reset(args: argparse.Namespace, _config: Config, store: CheckpointSto
     return 0
 
 
-async def _set(args: argparse.Namespace, _config: Config, store: CheckpointStore) -> int:
+async def _set(args: argparse.Namespace, config: Config, store: CheckpointStore) -> int:
     from producer.coordination.units import unit_names
     from producer.model import checkpoint_to_json
 
@@ -146,6 +154,7 @@ async def _set(args: argparse.Namespace, _config: Config, store: CheckpointStore
     if units := await unit_names(store, args.stream):
         raise ConfigError(f"the work of stream {args.stream!r} is shared; give one of its units: {', '.join(units)}")
     state = await _existing(store, args.stream, exact=True)
+    _refuse_other_place(state, config)
     epoch = await store.claim(args.stream)  # refused while a runner is at it
     old = _split(state, args.split)
     _check_fits(position, old)
@@ -156,6 +165,13 @@ async def _set(args: argparse.Namespace, _config: Config, store: CheckpointStore
     else:
         options.say(f"{args.stream}: split {new.split.id} set from {_shown(old.position)} to {_shown(position)}")
     return 0
+
+
+def _refuse_other_place(state: StreamState, config: Config) -> None:
+    from producer.ownership import refuse_other_place
+
+    topic = next((stream.topic for stream in config.streams if stream.name == state.stream), "")
+    refuse_other_place(state, app=config.app, topic=topic)
 
 
 def _wanted(args: argparse.Namespace) -> Position:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from producer.commands import options
 from producer.errors import CheckpointConflictError, ConfigError
+from producer.identity import Identity, differences
 
 if TYPE_CHECKING:
     from producer.config import Config
@@ -98,7 +99,9 @@ async def _copy(args: argparse.Namespace, source_config: Config, target_config: 
         if missing := sorted(set(args.streams) - set(found)):
             known = ", ".join(found) or "none"
             raise ConfigError(f"stream {missing[0]!r} has no checkpoint; streams with one: {known}")
-        states = [await _copy_one(source, target, name, force=args.force) for name in args.streams or found]
+        names = args.streams or found
+        app = source_config.app
+        states = [await _copy_one(source, target, name, app=app, force=args.force) for name in names]
     kinds = f"{source_config.checkpoints.type} to {target_config.checkpoints.type}"
     if args.json:
         options.say_json([{"stream": s.stream, "epoch": s.epoch, "splits": len(s.checkpoints)} for s in states])
@@ -110,11 +113,16 @@ async def _copy(args: argparse.Namespace, source_config: Config, target_config: 
     return 0
 
 
-async def _copy_one(source: CheckpointStore, target: CheckpointStore, stream: str, *, force: bool) -> StreamState:
+async def _copy_one(
+    source: CheckpointStore, target: CheckpointStore, stream: str, *, app: str, force: bool
+) -> StreamState:
+    from producer.ownership import refuse_other_place
+
     await source.claim(stream)  # refused while a runner is at it, or else that runner can commit no more
     state = await source.load(stream)
     if state is None:
         raise ConfigError(f"stream {stream!r} has no checkpoint any more")
+    refuse_other_place(state, app=app)
     there = await target.load(stream) if not force else None
     if there is not None:
         _refuse_older(state, there)
@@ -129,6 +137,12 @@ def _refuse_older(state: StreamState, there: StreamState) -> None:
     if there.fingerprint != state.fingerprint:
         raise CheckpointConflictError(
             f"the target's checkpoint of stream {state.stream!r} was made by another query", hint=hint
+        )
+    if found := differences(there.identity, state.identity or Identity()):
+        raise CheckpointConflictError(
+            f"the target's checkpoint of stream {state.stream!r} belongs to something else: "
+            + "; ".join(str(difference) for difference in found),
+            hint=hint,
         )
     ours, theirs = (sum(c.rows for c in side.checkpoints) for side in (state, there))
     if theirs > ours:

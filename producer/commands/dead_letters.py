@@ -170,6 +170,7 @@ async def replay(config: Config, stream: StreamConfig) -> dict[str, str]:
             stack.push_async_callback(options.close, part)
             await part.start()
         dataset = await source.describe(stream)
+        await _refuse_other_source(config, stream, dataset)
         failing = stream.model_copy(update={"on_bad_record": "fail"})
         writer = await open_kafka_writer(failing, dataset, sink, registry)
         own = await open_letters_writer(stream, sink, registry)
@@ -185,6 +186,19 @@ async def replay(config: Config, stream: StreamConfig) -> dict[str, str]:
             await send(rows.of_page(after, upto, keys))
         await send(rows.by_key([key for key, how in outcome.items() if how == "not found"]))
     return outcome
+
+
+async def _refuse_other_source(config: Config, stream: StreamConfig, dataset: Dataset) -> None:
+    """The letters are of the rows that the checkpoint belongs to: others may have the same keys."""
+    from producer.coordination.units import whole_state
+    from producer.kafka import cluster_id
+    from producer.ownership import refuse_other_query
+    from producer.parts import identity_of
+
+    async with options.open_store(config) as store:
+        state = await whole_state(store, stream.name)
+    if state is not None:
+        refuse_other_query(state, stream, dataset, identity_of(config, stream, dataset, await cluster_id(config.kafka)))
 
 
 #: A page, and by key the numbers of wanted rows in it; None for a row that was rejected.

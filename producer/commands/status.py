@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from producer.commands import options
 from producer.commands.control import address_of, ask, configured, is_url, refuse_other_app
-from producer.errors import CheckpointCorruptError, ProducerError
+from producer.errors import CheckpointCorruptError, OtherQueryError, ProducerError
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -81,6 +81,7 @@ def _state(checkpoints: Sequence[Checkpoint]) -> str:
 
 async def _from_checkpoints(config: Config) -> list[dict[str, Any]]:
     from producer.coordination.units import owners, whole_state
+    from producer.ownership import refuse_other_place
 
     async with options.open_store(config) as store:
         streams = []
@@ -90,6 +91,11 @@ async def _from_checkpoints(config: Config) -> list[dict[str, Any]]:
                 state = await whole_state(store, stream.name)
             except CheckpointCorruptError as error:
                 streams.append({**told, "state": "failed", "error": error.message})
+                continue
+            try:
+                refuse_other_place(state, app=config.app, topic=stream.topic)
+            except OtherQueryError as error:
+                streams.append({**told, "state": "failed", "error": str(error)})
                 continue
             checkpoints = state.checkpoints if state else ()
             streams.append(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import contextlib
 import sys
 from collections.abc import Awaitable, Callable, Iterable
 from contextlib import AsyncExitStack
@@ -186,6 +187,14 @@ async def _broker(config: Config, report: _Report) -> bool:
     return True
 
 
+async def _cluster(config: Config) -> str:
+    from producer.kafka import cluster_id
+
+    with contextlib.suppress(ProducerError):  # the broker's own cross says it
+        return await cluster_id(config.kafka)
+    return ""
+
+
 async def _registry(config: Config, found: Iterable[_Found], report: _Report) -> None:
     from producer.parts import make_registry
 
@@ -235,13 +244,16 @@ async def _checkpoints(config: Config, found: Iterable[_Found], broker: bool, re
             report.checks.append(Check("checkpoints", True, f"topic {config.state_topic} will be created"))
             return
 
+    cluster = await _cluster(config) if broker else ""
+
     async def resumes(item: _Found) -> str:
         from producer.coordination.units import whole_state
-        from producer.unit import refuse_other
+        from producer.ownership import refuse_other
+        from producer.parts import identity_of
 
         assert store is not None
         state = await whole_state(store, item.stream.name)
-        refuse_other(state, item.stream, item.dataset.fingerprint(item.stream.traversal))
+        refuse_other(state, item.stream, item.dataset, identity_of(config, item.stream, item.dataset, cluster))
         if state is None:
             return "none yet: starts from the beginning"
         return f"goes on after {sum(c.rows for c in state.checkpoints):,} rows"

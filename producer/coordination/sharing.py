@@ -11,6 +11,7 @@ import asyncio
 import random
 import time
 from collections.abc import Awaitable, Callable, Collection, Mapping
+from dataclasses import replace
 from typing import Any, TypeVar, cast
 
 import structlog
@@ -25,13 +26,15 @@ from producer.errors import (
     TransientError,
     unexpected,
 )
+from producer.identity import Identity
 from producer.metrics import StreamMetrics
 from producer.model import REPLAY, Between, Checkpoint, Split, StreamState, split_name, unit_name
 from producer.modes import refuse_other_mode, tail_after
+from producer.ownership import note_identity, refuse_other_query
 from producer.pipeline import wait_for_any
 from producer.protocols import LendingStore, PageWriter, Source
 from producer.stream import Stream, control_deadline, next_replay
-from producer.unit import Engine, Unit, refuse_other_query
+from producer.unit import Engine, Unit
 
 log = structlog.get_logger("producer")
 T = TypeVar("T")
@@ -102,7 +105,21 @@ class SharedStream(Stream):
                 patience_s *= 2
             finally:
                 await store.release(name)
-        refuse_other_query(state, name, fingerprint)
+        identity = self._engine.identify(self.config, self._dataset)
+        refuse_other_query(state, self.config, self._dataset, identity)
+        if identity.after(state.identity) != state.identity:
+            await self._note(identity)
+
+    async def _note(self, identity: Identity) -> None:
+        """Has the stream's own state keep what it belongs to: one of an older version takes it now."""
+
+        async def note(epoch: int) -> None:
+            state = await self._store.load(self.config.name)
+            if state is not None and (known := identity.after(state.identity)) != state.identity:
+                note_identity(self.config, state)
+                await self._store.begin(replace(state, epoch=epoch, identity=known))
+
+        await self._as_stream(note)
 
     async def _leave_planning(self, patience_s: float) -> None:
         """Leaves it to whoever has come in between, for longer each time: else two whose planning takes longer would
@@ -120,16 +137,18 @@ class SharedStream(Stream):
         assert self._dataset is not None
         store, name = self._store, self.config.name
         splits = await self._source.plan(self.config, self._dataset)
+        identity = self._engine.identify(self.config, self._dataset).after(None)
         units = [
             StreamState(
                 unit_name(name, partition),
                 fingerprint,
                 0,
                 tuple(Checkpoint(split) for split in splits if int(split.id) % store.partitions == partition),
+                identity=identity,
             )
             for partition in range(store.partitions)
         ]
-        await store.begin_units(StreamState(name, fingerprint, epoch, ()), units)
+        await store.begin_units(StreamState(name, fingerprint, epoch, (), identity=identity), units)
 
     async def _go_on_in_this_mode(self) -> None:
         """Refuses a checkpoint that the stream's mode cannot go on from, and adds the tail that it may lack."""

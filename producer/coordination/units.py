@@ -39,7 +39,9 @@ async def whole_state(store: CheckpointStore, stream: str) -> StreamState | None
         for c in unit.checkpoints
     )
     newest = max(units, key=lambda unit: unit.updated_at)
-    return replace(newest, stream=stream, checkpoints=checkpoints, paused=any(unit.paused for unit in units))
+    identity = newest.identity if state is None else state.identity  # a unit has that of the plan
+    paused = any(unit.paused for unit in units)
+    return replace(newest, stream=stream, checkpoints=checkpoints, paused=paused, identity=identity)
 
 
 async def owners(store: CheckpointStore, stream: str) -> Mapping[str, int]:

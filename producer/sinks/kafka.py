@@ -23,7 +23,17 @@ from aiokafka.errors import KafkaTimeoutError
 
 from producer.config import KafkaConfig, StreamConfig
 from producer.errors import ProducerError, RecordTooLargeError, SinkUnavailableError
-from producer.kafka import SharedAdmin, TopicInfo, abandon, admin, client_options, connect, ensure_topic, translate
+from producer.kafka import (
+    SharedAdmin,
+    TopicInfo,
+    abandon,
+    admin,
+    client_options,
+    cluster_id_of,
+    connect,
+    ensure_topic,
+    translate,
+)
 from producer.model import Page, position_to_json
 from producer.sinks import cloudevents
 from producer.sinks.newest_schemas import NewestSchemas
@@ -102,6 +112,7 @@ class KafkaSink:
         self._asked: dict[str, object] = {}  # how each topic was asked for
         self._writers: set[KafkaWriter] = set()
         self._admin = SharedAdmin()
+        self.cluster_id = ""  # of the brokers, once started; '' where they have none
         self._publishing = asyncio.Lock()
         self._state: Connection | None = None
         self.state_topic = config.state_topic or f"{app}.state"
@@ -109,8 +120,8 @@ class KafkaSink:
 
     async def start(self) -> None:
         """Proves that the broker is there and takes the credentials."""
-        async with admin(self._config):
-            pass
+        async with admin(self._config) as client, asyncio.timeout(self._config.request_timeout_s):
+            self.cluster_id = await cluster_id_of(client)
 
     async def close(self) -> None:
         await asyncio.gather(*(writer.close() for writer in tuple(self._writers)))

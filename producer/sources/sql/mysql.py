@@ -30,10 +30,12 @@ from producer.errors import (
     SourceUnavailableError,
     TransientError,
 )
+from producer.identity import Identity
 from producer.model import KeyScalar
 from producer.sources.sql import mysql_types
 from producer.sources.sql.arrow import read_rows
 from producer.sources.sql.names import bind_named, nearest_table, quote, split_name
+from producer.sources.sql.origin import MYSQL_VARIABLES, mysql_origin
 from producer.sources.sql.scalars import key_scalar
 from producer.sources.sql.table import MAX_RESULT_BYTES, Column, Options, Query, Rows, Table
 from producer.sources.sql.threads import STOP_GRACE_S
@@ -135,6 +137,12 @@ class MysqlDatabase:
             row_bytes_estimate=int(row_bytes or 0) or None,
             shape=shape,
         )
+
+    async def origin(self, table: Table) -> Identity:
+        listed = ", ".join(f"'{name}'" for name in MYSQL_VARIABLES)
+        found = await self._meta.rows(f"SHOW VARIABLES WHERE Variable_name IN ({listed})", ())
+        variables = {str(name): str(value) for name, value in found}
+        return mysql_origin(self._options.url, table.path[0], variables)
 
     async def _checks(self, schema: str, table: str) -> frozenset[str]:
         """The table's check clauses; MySQL's own view of them has no TABLE_NAME, nor does it need one to tell JSON."""

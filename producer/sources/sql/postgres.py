@@ -33,12 +33,14 @@ from producer.errors import (
     TransientError,
 )
 from producer.holes import Snapshot
+from producer.identity import Identity
 from producer.model import KeyScalar
 from producer.sources.sql import libpq, postgres_types
 from producer.sources.sql.adbc import Connection, Result, connector, tuples
 from producer.sources.sql.arrow import part, read_rows
 from producer.sources.sql.libpq import CopyConnection, LibpqError
 from producer.sources.sql.names import bind_named, quote, split_name
+from producer.sources.sql.origin import postgres_origin
 from producer.sources.sql.pool import C, Lease, Pool
 from producer.sources.sql.postgres_catalog import Run, parameter_types, reflect, shape_query
 from producer.sources.sql.postgres_notify import listening
@@ -47,6 +49,9 @@ from producer.sources.sql.table import MAX_RESULT_BYTES, Column, Options, Query,
 from producer.sources.sql.threads import STOP_GRACE_S, in_thread
 
 T = TypeVar("T")
+
+_DATABASE = "SELECT current_database()::text, has_function_privilege('pg_catalog.pg_control_system()', 'EXECUTE')"
+_SYSTEM = "SELECT system_identifier::text FROM pg_catalog.pg_control_system()"
 
 _SAMPLE_ROWS = 20_000
 _SAMPLE_FROM_ROWS = 200_000  # below this many rows all keys are looked at
@@ -91,6 +96,14 @@ class PostgresDatabase:
         if len(path) > 2:
             raise ConfigError(f"table {name!r} has more parts than schema and table")
         return await self._meta.run(lambda connection: reflect(partial(_rows, connection), name, path, decimal))
+
+    async def origin(self, table: Table) -> Identity:
+        def work(connection: Connection) -> Identity:
+            ((database, readable),) = _rows(connection, _DATABASE)
+            system = _rows(connection, _SYSTEM)[0][0] if readable else None
+            return postgres_origin(self._options.url, database, system)
+
+        return await self._meta.run(work)
 
     async def parameter_types(self, sql: str, names: tuple[str, ...]) -> Mapping[str, str]:
         if not names:

@@ -11,6 +11,7 @@ operating system drops the locks of the whole process on it, those of the other 
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import dataclasses
 import datetime as dt
@@ -36,11 +37,13 @@ from producer.errors import (
     SourceUnavailableError,
     TransientError,
 )
+from producer.identity import Identity
 from producer.model import KeyScalar
 from producer.sources.sql import sqlite_types
 from producer.sources.sql.adbc import Connection, tuples
 from producer.sources.sql.arrow import read_rows
 from producer.sources.sql.names import bind_named, nearest_table, quote, split_name
+from producer.sources.sql.origin import sqlite_origin
 from producer.sources.sql.table import Column, Options, Query, Rows, Table
 from producer.sources.sql.threads import in_thread
 
@@ -80,6 +83,9 @@ class SqliteDatabase:
         if len(path) > 2 or (len(path) == 2 and path[0].lower() != "main"):
             raise ConfigError(f"table {name!r} is not there", hint="an SQLite file has tables, and no schemas but main")
         return await self._meta.run(lambda connection: _reflect(connection, path[-1], decimal))
+
+    async def origin(self, table: Table) -> Identity:
+        return await asyncio.to_thread(sqlite_origin, self._path)
 
     async def parameter_types(self, sql: str, names: tuple[str, ...]) -> Mapping[str, str]:
         await self._meta.run(lambda connection: _rows(connection, "EXPLAIN " + sql, dict.fromkeys(names)))

@@ -9,6 +9,7 @@ from typing import Protocol
 import pyarrow as pa
 
 from producer.holes import Snapshot
+from producer.identity import Identity
 from producer.model import Json, KeyScalar, RejectedRow
 
 #: Values bound to the parameters of a query, by name.
@@ -157,6 +158,10 @@ class Database(Protocol):
 
     async def parameter_types(self, sql: str, names: tuple[str, ...]) -> Mapping[str, str]:
         """SQL types of the parameters of a user's query, where the dialect needs them; ConfigError if it is wrong."""
+        ...
+
+    async def origin(self, table: Table) -> Identity:
+        """What the table's database is, by names that stay the same where it gets another address."""
         ...
 
     def session(self) -> Session: ...

@@ -13,6 +13,7 @@ from telethon import types
 
 from producer.config import StreamConfig
 from producer.errors import ConfigError
+from producer.identity import Identity
 from producer.model import Between, Checkpoint, Dataset, KeyPosition, Position, Split
 from producer.ratelimit import RateLimiter, TokenBucket
 from producer.sources.telegram import history, record
@@ -130,6 +131,7 @@ class TelegramSource:
                 "end": str(end),
             },
             rows_estimate=count,
+            origin=Identity({"source": "telegram", "account": str(self.account.me.id), "chat": str(chat.marked_id)}),
             row_bytes_estimate=400,
             namespace=record.NAMESPACE,
             comment=f"{chat.kind} {chat.title}",
