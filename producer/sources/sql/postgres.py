@@ -296,16 +296,18 @@ def _page(result: Result, query: Query) -> Rows:
     table = result.table
     found = {column.name: _whole(table.column(i)) for i, column in enumerate(query.columns)}
     guarded = [column.name for column in query.columns if column.guard]
-    guards = dict(zip(guarded, table.columns[len(query.columns) :], strict=True))
+    guards = {name: _whole(values) for name, values in zip(guarded, table.columns[len(query.columns) :], strict=True)}
+
+    def shown(column: Column, row: int) -> str:
+        odd = guards[column.name][row] if column.guard else None
+        return _shown(odd if odd is not None and odd.is_valid else found[column.name][row])
 
     def convert(column: Column, start: int, stop: int) -> pa.Array:
         if column.guard:
-            postgres_types.check_dimensions(guards[column.name].slice(start, stop - start))
+            postgres_types.refuse_odd_arrays(guards[column.name].slice(start, stop - start))
         return postgres_types.convert(column, part(found[column.name], start, stop))
 
-    return read_rows(
-        query, table.num_rows, convert, lambda column, row: _shown(found[column.name][row]), cut=result.cut
-    )
+    return read_rows(query, table.num_rows, convert, shown, cut=result.cut)
 
 
 def _whole(values: pa.ChunkedArray) -> pa.Array:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from producer.errors import ConfigError
@@ -17,7 +18,9 @@ Run = Callable[[str, Sequence[Any]], list[tuple[Any, ...]]]
 
 _TABLE = """
 SELECT c.oid::int8, n.nspname::text, c.relname::text, c.relkind IN ('v', 'm', 'f'),
-       coalesce(obj_description(c.oid, 'pg_class'), ''), c.relhassubclass AND c.relkind <> 'p'
+       coalesce(obj_description(c.oid, 'pg_class'), ''), c.relhassubclass AND c.relkind <> 'p',
+       CASE WHEN c.relkind IN ('r', 'p') THEN has_column_privilege(c.oid, 'xmin', 'SELECT') ELSE true END,
+       row_security_active(c.oid), quote_ident(current_user)
 FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
 WHERE c.oid = to_regclass($1) AND c.relkind IN ('r', 'p', 'v', 'm', 'f')
 """
@@ -27,14 +30,31 @@ FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamesp
 WHERE c.relkind IN ('r', 'p', 'v', 'm', 'f') AND n.nspname NOT IN ('pg_catalog', 'information_schema')
   AND n.nspname NOT LIKE 'pg_toast%' LIMIT 10000
 """
+# The columns of the table or of one below it (partitions, INHERITS) for which NOT NULL is not declared or not enforced:
+# a foreign table's constraints are a promise, and one that is NOT VALID says nothing of the rows that are there. Domains
+# are left out: one with NOT NULL still is null after an outer join, and where an empty subquery was inserted.
+_LOOSE = """
+WITH RECURSIVE tree(oid) AS (
+  SELECT $1::oid
+  UNION
+  SELECT i.inhrelid FROM tree JOIN pg_catalog.pg_inherits i ON i.inhparent = tree.oid
+)
+SELECT coalesce(array_agg(DISTINCT a.attname::text) FILTER (WHERE c.relkind = 'f' OR NOT a.attnotnull OR EXISTS (
+         SELECT FROM pg_catalog.pg_constraint n
+         WHERE n.conrelid = c.oid AND n.contype = 'n' AND NOT n.convalidated AND a.attnum = ANY (n.conkey)
+       )), '{}'), coalesce(bool_or(c.relkind = 'f'), false)
+FROM tree JOIN pg_catalog.pg_class c ON c.oid = tree.oid
+  JOIN pg_catalog.pg_attribute a ON a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped
+"""
 _COLUMNS = """
-SELECT a.attname::text, a.attnotnull, coalesce(col_description(a.attrelid, a.attnum), ''),
-       format_type(a.atttypid, a.atttypmod), a.attndims::int4, a.atttypid::int8, a.atttypmod
+SELECT a.attname::text, coalesce(col_description(a.attrelid, a.attnum), ''),
+       format_type(a.atttypid, a.atttypmod), a.attndims::int4, a.atttypid::int8, a.atttypmod,
+       has_column_privilege(a.attrelid, a.attnum, 'SELECT')
 FROM pg_catalog.pg_attribute a
 WHERE a.attrelid = $1::oid AND a.attnum > 0 AND NOT a.attisdropped ORDER BY a.attnum
 """
 # With -1, because format_type(..., NULL) and regtype write char(n) and bit(n) as types of length one: they cut values.
-# A true array has variable length and is in category A; point, name and others have an element type without being one.
+# A true array is the one that its element type names; point, int2vector and others have an element type without that.
 _TYPES = """
 WITH RECURSIVE used(oid) AS (
   SELECT a.atttypid FROM pg_catalog.pg_attribute a WHERE a.attrelid = $1::oid AND a.attnum > 0 AND NOT a.attisdropped
@@ -43,12 +63,13 @@ WITH RECURSIVE used(oid) AS (
     LATERAL (VALUES (p.typbasetype), (p.typelem)) x(oid)
   WHERE x.oid <> 0
 )
-SELECT p.oid::int8, p.typname::text, p.typtype::text, p.typbasetype::int8, p.typtypmod, p.typnotnull, p.typndims::int4,
-       CASE WHEN p.typcategory = 'A' AND p.typlen = -1 AND p.typname NOT LIKE '%vector' THEN p.typelem::int8 ELSE 0 END,
+SELECT p.oid::int8, p.typname::text, p.typtype::text, p.typbasetype::int8, p.typtypmod, p.typndims::int4,
+       CASE WHEN item.typarray = p.oid THEN p.typelem::int8 ELSE 0 END,
        n.nspname = 'pg_catalog', format_type(p.oid, -1),
        coalesce((SELECT array_agg(e.enumlabel::text ORDER BY e.enumsortorder) FROM pg_catalog.pg_enum e
                  WHERE e.enumtypid = p.oid), '{}')
 FROM used JOIN pg_catalog.pg_type p ON p.oid = used.oid JOIN pg_catalog.pg_namespace n ON n.oid = p.typnamespace
+  LEFT JOIN pg_catalog.pg_type item ON item.oid = p.typelem
 """
 # An index of another collation than the column's proves nothing where that takes texts for equal that differ.
 _UNIQUE = """
@@ -62,20 +83,32 @@ GROUP BY i.indexrelid, i.indisprimary, i.indnkeyatts
 HAVING bool_and(a.attnotnull AND (k.collated = a.attcollation OR coalesce(c.collisdeterministic, true)))
 ORDER BY i.indisprimary DESC, i.indnkeyatts, i.indexrelid
 """
+_BUILTIN = 7  # in a row of _TYPES
 _PARAMETERS = """
 SELECT coalesce(array_agg(format_type(p.type, -1) ORDER BY p.place), '{}')
 FROM pg_prepared_statements s, unnest(s.parameter_types) WITH ORDINALITY p(type, place)
 WHERE s.name = 'producer_probe'
 """
-# The columns and the enums of the table with the name $1, each as a number.
+# The columns of the table with the name $1 as a number; and the types that they are made of, with the labels of enums.
 _SHAPE = """
-SELECT sum(hashtextextended(concat_ws('/', a.attnum, a.attname, a.atttypid, a.atttypmod, a.attnotnull), 0))::text
+SELECT coalesce(sum(hashtextextended(concat_ws('/', a.attnum, a.attname, a.atttypid, a.atttypmod, a.attnotnull), 0)), 0)
 FROM pg_catalog.pg_attribute a WHERE a.attrelid = to_regclass($1) AND a.attnum > 0 AND NOT a.attisdropped
 """
-_ENUM_SHAPE = """
-SELECT sum(hashtextextended(concat_ws('/', e.enumtypid, e.enumlabel, e.enumsortorder), 0))::text
-FROM pg_catalog.pg_enum e JOIN pg_catalog.pg_attribute a ON e.enumtypid = a.atttypid WHERE a.attrelid = to_regclass($1)
+_TYPES_SHAPE = """
+WITH RECURSIVE used(oid) AS (
+  SELECT a.atttypid FROM pg_catalog.pg_attribute a
+  WHERE a.attrelid = to_regclass($1) AND a.attnum > 0 AND NOT a.attisdropped
+  UNION
+  SELECT x.oid FROM used JOIN pg_catalog.pg_type p ON p.oid = used.oid,
+    LATERAL (VALUES (p.typbasetype), (p.typelem)) x(oid)
+  WHERE x.oid <> 0
+)
+SELECT coalesce(sum(hashtextextended(
+  concat_ws('/', p.oid, p.typtype, p.typbasetype, p.typtypmod, e.enumlabel, e.enumsortorder), 0)), 0)
+FROM used JOIN pg_catalog.pg_type p ON p.oid = used.oid LEFT JOIN pg_catalog.pg_enum e ON e.enumtypid = p.oid
 """
+#: Separates the two in a shape; a table of built-in types has the first alone.
+_AND_TYPES = "/"
 
 
 def reflect(run: Run, name: str, path: tuple[str, ...], decimal: str | None) -> Table:
@@ -83,44 +116,58 @@ def reflect(run: Run, name: str, path: tuple[str, ...], decimal: str | None) -> 
     found = run(_TABLE, (".".join(quote(part) for part in path),))
     if not found:
         raise _no_such_table(run, name, path)
-    oid, schema, table, is_view, comment, inherited = found[0]
+    oid, schema, table, is_view, comment, inherited, tracked, filtered, user = found[0]
     source = f"{quote(schema)}.{quote(table)}"
-    ((shape, enums),) = run(f"SELECT ({_SHAPE}), ({_ENUM_SHAPE})", (source,))  # first: what changes later is seen
-    types = {row[0]: row for row in run(_TYPES, (oid,))}
-    columns = tuple(_column(row, types, decimal) for row in run(_COLUMNS, (oid,)))
+    ((columns_shape, types_shape),) = run(f"SELECT {_shape(types=False)}, {_shape(types=True)}", (source,))  # first:
+    types = {row[0]: row for row in run(_TYPES, (oid,))}  # what changes from here on is seen
+    ((loose, partly_foreign),) = run(_LOOSE, (oid,))
+
+    def grant(column: str) -> str:
+        return f"GRANT SELECT ({column}) ON {source} TO {user}"
+
+    columns = tuple(_column(row, types, loose, decimal, grant) for row in run(_COLUMNS, (oid,)))
     unique = tuple(tuple(row[0]) for row in run(_UNIQUE, (oid,)))
     return Table(
         (schema, table),
         source,
         columns,
-        unique,
+        tuple(names for names in unique if not set(names) & set(loose)),
         comment,
-        is_view,
+        is_view or partly_foreign,
         inherited=inherited,
-        shape=f"{shape}/{enums}" if _has_enum(columns) else shape,
+        shape=columns_shape if all(row[_BUILTIN] for row in types.values()) else types_shape,
+        untracked="" if tracked else grant("xmin"),
+        filtered=filtered,
     )
+
+
+def _shape(*, types: bool) -> str:
+    columns = f"({_SHAPE})::text"
+    return f"{columns} || '{_AND_TYPES}' || ({_TYPES_SHAPE})::text" if types else columns
 
 
 def shape_query(table: Table) -> str:
     """An expression of the table's present shape; ``$1`` is its quoted name."""
-    return f"({_SHAPE}) || '/' || ({_ENUM_SHAPE})" if _has_enum(table.columns) else f"({_SHAPE})"
+    return _shape(types=_AND_TYPES in table.shape)
 
 
-def _has_enum(columns: Sequence[Column]) -> bool:
-    return any(b"avro.enum" in (column.field.metadata or {}) for column in columns)
-
-
-def _column(row: tuple[Any, ...], types: Mapping[int, tuple[Any, ...]], decimal: str | None) -> Column:
-    name, not_null, comment, shown, dimensions, oid, modifier = row
+def _column(
+    row: tuple[Any, ...],
+    types: Mapping[int, tuple[Any, ...]],
+    loose: Sequence[str],
+    decimal: str | None,
+    grant: Callable[[str], str],
+) -> Column:
+    name, comment, shown, dimensions, oid, modifier, granted = row
     info = _type(oid, modifier, dimensions, types)
-    while types[oid][3]:  # a domain may forbid nulls for the column
-        not_null = not_null or types[oid][5]
-        oid = types[oid][3]
-    return postgres_types.column(name, info, shown, nullable=not not_null, comment=comment, decimal=decimal)
+    column = postgres_types.column(name, info, shown, nullable=name in loose, comment=comment, decimal=decimal)
+    if granted:
+        return column
+    return replace(column, refused=f"may not be read by this user: {grant(quote(name))}")
 
 
 def _type(oid: int, modifier: int, dimensions: int, types: Mapping[int, tuple[Any, ...]]) -> TypeInfo:
-    _, name, kind, base, base_modifier, _, base_dimensions, item, builtin, sql, labels = types[oid]
+    _, name, kind, base, base_modifier, base_dimensions, item, builtin, sql, labels = types[oid]
     if base:
         return _type(base, base_modifier, base_dimensions, types)
     element = _type(item, modifier, 0, types) if item else None
