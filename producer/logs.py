@@ -1,19 +1,22 @@
 """Owns the logs: where they go (stderr), how they look (plain or JSON), and that no secret is in them.
 
 Secrets are taken out twice: a SecretStr is never unwrapped, and the values of all secrets in the configuration are
-replaced wherever they turn up in a text, since drivers like to quote what they were given.
+replaced wherever they turn up in a text, since drivers like to quote what they were given. So are the passwords of URLs
+that are no secrets themselves, and of the environment variables by which OpenTelemetry is told its endpoint.
 """
 
 from __future__ import annotations
 
 import logging
+import os
 import sys
 from collections.abc import Callable, Iterator, Mapping, MutableMapping
 from typing import Any, Literal
-from urllib.parse import unquote, urlsplit
 
 import structlog
 from pydantic import BaseModel, SecretBytes, SecretStr
+
+from producer.urls import passwords
 
 LogFormat = Literal["auto", "plain", "json"]
 HIDDEN = "[secret]"
@@ -24,7 +27,10 @@ Redact = Callable[[str], str]
 
 def redactor(config: object) -> Redact:
     """A function that replaces each secret of `config` (whole, and the password in a secret URL) in a text."""
-    found = {part for secret in _secrets(config) for part in _parts(secret) if len(part) >= _MIN_SECRET_LENGTH}
+    endpoints = [value for name, value in os.environ.items() if name.startswith("OTEL_EXPORTER_")]
+    secrets = (part for secret in _secrets(config) for part in _parts(secret))
+    told = (password for text in endpoints for password in passwords(text))
+    found = {part for part in (*secrets, *told) if len(part) >= _MIN_SECRET_LENGTH}
     longest_first = sorted(found, key=len, reverse=True)
 
     def redact(text: str) -> str:
@@ -37,6 +43,8 @@ def redactor(config: object) -> Redact:
 
 def _secrets(value: object) -> Iterator[str]:
     match value:
+        case str():
+            yield from passwords(value)
         case SecretStr():
             yield value.get_secret_value()
         case SecretBytes():
@@ -54,14 +62,7 @@ def _secrets(value: object) -> Iterator[str]:
 
 def _parts(secret: str) -> Iterator[str]:
     yield secret
-    if "://" in secret:
-        try:
-            password = urlsplit(secret).password
-        except ValueError:
-            return
-        if password:
-            yield password
-            yield unquote(password)
+    yield from passwords(secret)
 
 
 def _clean(value: Any, redact: Redact) -> Any:

@@ -36,7 +36,9 @@ def source_dataset(source: object, stream: StreamConfig, table: str | None) -> t
     """What a stream reads. `table` is the name with its schema as the database has it, once that is known."""
     url = getattr(source, "url", None)
     if isinstance(url, SecretStr) and stream.table is not None:
-        return _database_dataset(urlsplit(url.get_secret_value()), stream.table, table)
+        parts = urlsplit(url.get_secret_value())
+        login, at, hosts = parts.netloc.rpartition("@")
+        return _database_dataset(parts._replace(netloc=login + at + hosts.split(",")[0]), stream.table, table)
     kind = str(getattr(source, "type", "unknown"))
     where = getattr(source, "domain", None) or (urlsplit(url).hostname if isinstance(url, str) else None)
     return f"{kind}://{where}" if where else kind, str(stream.table if stream.table is not None else stream.chat)

@@ -11,6 +11,7 @@ from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 
 from producer.errors import AuthenticationError, ConfigError, PermanentError, StoreUnavailableError
+from producer.urls import parse
 
 SOCKET_TIMEOUT_S = 5.0
 
@@ -21,6 +22,8 @@ _REFUSED = ("NOAUTH", "WRONGPASS", "NOPERM")
 
 def client(url: str, key: str) -> Redis:
     """A client that connects when it is used, and repeats a request once if need be. ConfigError names `key`."""
+    example = "redis://:password@host:6379/0, rediss:// for TLS"
+    parse(url, f"{key} is not a Redis URL", example=example)
     try:
         return Redis.from_url(
             url,
@@ -30,9 +33,7 @@ def client(url: str, key: str) -> Redis:
             retry=Retry(NoBackoff(), 1),
         )
     except (ValueError, TypeError):  # its text may hold a part of the URL
-        raise ConfigError(
-            f"{key} is not a Redis URL", hint="redis://:password@host:6379/0, rediss:// for TLS"
-        ) from None
+        raise ConfigError(f"{key} is not a Redis URL", hint=example) from None
 
 
 @contextmanager

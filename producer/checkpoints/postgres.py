@@ -17,6 +17,7 @@ from dataclasses import dataclass
 
 import asyncpg
 
+from producer import postgres_urls
 from producer.checkpoints.progress import last_id, total_rows
 from producer.config import Config, PostgresCheckpointsConfig
 from producer.errors import (
@@ -108,7 +109,8 @@ class PostgresCheckpointStore:
     def __init__(self, config: Config) -> None:
         if not isinstance(config.checkpoints, PostgresCheckpointsConfig):
             raise TypeError("this store is for checkpoints of type postgres")
-        self._url = config.checkpoints.url
+        key = "checkpoints.url"
+        self._url = postgres_urls.for_asyncpg(postgres_urls.read(config.checkpoints.url.get_secret_value(), key), key)
         self._app = config.app
         self._connection: asyncpg.Connection | None = None
         self._turn = asyncio.Lock()
@@ -310,9 +312,7 @@ class PostgresCheckpointStore:
         if self._connection is None or self._connection.is_closed():
             # No cache of statements: a pooler in between may give each transaction another session.
             try:
-                self._connection = await asyncpg.connect(
-                    self._url.get_secret_value(), timeout=_CONNECT_TIMEOUT_S, statement_cache_size=0
-                )
+                self._connection = await asyncpg.connect(self._url, timeout=_CONNECT_TIMEOUT_S, statement_cache_size=0)
             except (ValueError, asyncpg.ClientConfigurationError):  # its text may hold a part of the URL
                 raise ConfigError(
                     "checkpoints.url is not a PostgreSQL URL", hint="postgresql://user:password@host:5432/database"

@@ -18,6 +18,7 @@ from urllib.parse import quote, urlsplit
 
 from producer.commands import options
 from producer.errors import ConfigError, PermanentError, SourceUnavailableError
+from producer.urls import parse
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -82,11 +83,9 @@ def run(args: argparse.Namespace) -> int:
 def address_of(args: argparse.Namespace) -> Address:
     """Where the run that `args.config` names answers: a URL, or a configuration file."""
     if is_url(args.config):
-        try:
-            url = urlsplit(args.config)
-        except ValueError:
-            raise ConfigError(f"{args.config} is not a URL", hint="http://HOST:PORT") from None
-        return Address(f"{url.scheme}://{url.netloc.rpartition('@')[2]}", os.environ.get("PRODUCER_TOKEN"))
+        what = "the run's address" if "@" in args.config else args.config  # a password is in front of an @
+        url = parse(args.config, f"{what} is not a URL", example="http://HOST:PORT")
+        return Address(f"{url.scheme}://{url.authority}", os.environ.get("PRODUCER_TOKEN"))
     config = options.load(args)
     if (stream := getattr(args, "stream", None)) is not None:
         options.stream_named(config, stream)

@@ -194,7 +194,7 @@ def _settings(args: argparse.Namespace) -> tuple[str, Any]:
         more = {"schema_file": schema_file, "timeout_s": args.batch_timeout}
         return "iptvportal", _checked("iptvportal", {"type": "iptvportal", **given, **more})
     raise ConfigError(
-        f"--source {args.source!r} is neither a URL nor 'iptvportal'",
+        f"--source {'' if '@' in args.source else repr(args.source) + ' '}is neither a URL nor 'iptvportal'",
         hint="for a source of a configuration give --config FILE as well",
     )
 

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import re
 from typing import Annotated, Literal, Self
-from urllib.parse import urlsplit
 
 from pydantic import Field, SecretStr, field_validator, model_validator
 
 from producer.config.base import ByteSize, Model
+from producer.errors import ConfigError
+from producer.urls import parse
 
 MIN_TOKEN_LENGTH = 16
 _SERVER = re.compile(r"(\[[0-9A-Fa-f:.%\w]+\]|[^\s:\[\]/]+)(:(?P<port>\d{1,5}))?")
@@ -146,10 +147,10 @@ class HttpConfig(Model):
 
 def _is_http_url(text: str) -> bool:
     try:
-        parts = urlsplit(text)
-        return parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
-    except ValueError:
+        parts = parse(text, "", example="")
+    except ConfigError:
         return False
+    return parts.scheme in ("http", "https") and bool(parts.host)
 
 
 class LineageConfig(Model):

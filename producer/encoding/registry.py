@@ -6,17 +6,17 @@ starts a stream repeats it after a TransientError.
 
 from __future__ import annotations
 
-import contextlib
 import json
 import ssl
 from typing import Any
-from urllib.parse import quote, unquote, urlsplit
+from urllib.parse import quote
 
 import httpx
 
 from producer.config import RegistryConfig
 from producer.encoding.compatibility import full_name, misreadings, reading_problems
 from producer.errors import AuthenticationError, ConfigError, SchemaIncompatibleError, SinkUnavailableError
+from producer.urls import parse
 
 Json = Any
 _MISSING = frozenset({40401, 40402, 40403})  # no such subject, version, schema; some give the first for any of them
@@ -33,17 +33,14 @@ class RegistryClient:
 
     def __init__(self, config: RegistryConfig) -> None:
         self._config = config
-        parts, port = urlsplit(""), None
-        with contextlib.suppress(ValueError):  # of brackets or a port that are none
-            parts = urlsplit(config.url)
-            port = parts.port or 0
-        if parts.scheme not in ("http", "https") or not parts.hostname or port is None:
-            raise ConfigError("schema_registry.url is not an http or https URL", hint="such as http://localhost:8081")
-        host = f"[{parts.hostname}]" if ":" in parts.hostname else parts.hostname
+        what = "schema_registry.url is not an http or https URL"
+        parts = parse(config.url, what, example="such as http://localhost:8081")
+        if parts.scheme not in ("http", "https") or not parts.host:
+            raise ConfigError(what, hint="such as http://localhost:8081")
         #: without credentials, as it may be shown
-        self.url = f"{parts.scheme}://{host}{f':{port}' if port else ''}{parts.path.rstrip('/')}"
-        username = config.username if config.username is not None else parts.username and unquote(parts.username)
-        password = config.password.get_secret_value() if config.password else unquote(parts.password or "")
+        self.url = f"{parts.scheme}://{parts.authority}{parts.path.rstrip('/')}"
+        username = config.username if config.username is not None else parts.user
+        password = config.password.get_secret_value() if config.password else parts.password or ""
         self._auth = httpx.BasicAuth(username, password) if username else None
         self._client: httpx.AsyncClient | None = None
         self._prefixes: dict[tuple[str, str], bytes] = {}  # by subject and schema

@@ -28,6 +28,7 @@ from producer.errors import (
     RateLimitedError,
     SourceUnavailableError,
 )
+from producer.urls import parse
 
 if TYPE_CHECKING:
     from producer.sources.iptvportal.source import IptvPortalSource
@@ -77,7 +78,9 @@ class AsyncIPTVPortalClient:
             raise ConfigError(f"iptvportal: {', '.join(missing)} not given", hint=f"set {variables}")
         self.host = (url or f"https://{domain}.admin.iptvportal.ru").rstrip("/")
         if not self.host.startswith(("http://", "https://")):
-            raise ConfigError("iptvportal: url must begin with https:// (or http://)", hint=f"got {self.host!r}")
+            raise ConfigError("iptvportal: url must begin with https:// (or http://)")
+        if not parse(self.host, "iptvportal: url", example="https://HOST").host:
+            raise ConfigError("iptvportal: url names no host", hint="https://HOST")
         self._timeout_s = timeout_s
         self._ssl_cafile = ssl_cafile
         self._max_connections = max_connections

@@ -12,10 +12,11 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Literal
 
 import pyarrow as pa
+import structlog
 from pydantic import Field, SecretStr
 
 from producer.config import Model, StreamConfig
-from producer.errors import ConfigError
+from producer.errors import ConfigError, ProducerError
 from producer.model import (
     Between,
     Checkpoint,
@@ -36,9 +37,11 @@ from producer.sources.sql.keys import SqlKeys
 from producer.sources.sql.keyset import Selection
 from producer.sources.sql.names import find_column, parameter_names
 from producer.sources.sql.scalars import first_repeat, scalar_of
-from producer.sources.sql.table import Database, Options, Query, Rows, Session
+from producer.sources.sql.table import Database, Options, Query, Rows, Session, Table
 from producer.sources.sql.tail import TailReader
 from producer.traversal import is_last, key_values, offset_rows, offset_split, offset_window, start_of
+
+log = structlog.get_logger("producer")
 
 #: From this many skipped rows on, an OFFSET page finds its keys in the index first. Measured with rows of 150 bytes: it
 #: pays from 80,000 (MariaDB) or 200,000 (PostgreSQL) rows on, by a third at 300,000; it never does for SQLite's rowid.
@@ -82,12 +85,11 @@ class SqlSource:
         selection = await self._select(stream, stream.table)
         session = self._database.session()
         try:
-            query = keyset.rows_query(selection, selection.columns, [])
-            estimate = await session.estimate(query)
+            rows, row_bytes = await _estimate(session, selection, stream) or (None, None)
         finally:
             await session.close()
-        rows, row_bytes = estimate or (None, None)
         table = selection.table
+        _warn(table, stream)
         return Dataset(
             name=table.path[-1],
             schema=pa.schema([column.field for column in selection.columns]),
@@ -224,6 +226,28 @@ class SqlSource:
         return selection
 
 
+async def _estimate(session: Session, selection: Selection, stream: StreamConfig) -> tuple[int, int] | None:
+    """The planner's; None where it has none to give, and the rows can be read all the same."""
+    try:
+        return await session.estimate(keyset.rows_query(selection, selection.columns, []))
+    except ProducerError as error:
+        await session.fetch(keyset.rows_query(selection, selection.columns, [], " LIMIT 0"))
+        log.warning("the number of rows cannot be estimated", stream=stream.name, reason=error.message)
+        return None
+
+
+def _warn(table: Table, stream: StreamConfig) -> None:
+    """Of what the user may not see."""
+    if table.filtered:
+        log.warning("row-level security may hide rows of the table from this user", stream=stream.name)
+    if table.untracked and stream.mode != "snapshot":
+        log.warning(
+            "late commits are looked for by missing ids alone: this user may not read xmin",
+            stream=stream.name,
+            hint=table.untracked,
+        )
+
+
 class SqlReader:
     """See `producer.protocols.PageReader`."""
 
@@ -295,13 +319,22 @@ class SqlReader:
         if row is not None:
             raise ties.repeated(self._selection, rows.key_at(row))
         count = rows.count
-        keep = count - 1 if rows.cut else min(limit, count)
+        keep = count - 1 if rows.cut and not _ends_with_bad(rows) else min(limit, count)
         kept = tuple(row for number, row in rejected if number < keep)
         return batch.slice(0, keep - len(kept)), kept
 
     def _edge_is_doubtful(self, rows: Rows, kept: int) -> bool:
         """Whether the row beyond the `kept` ones may have the key of the last, and only the database can tell."""
-        return 0 < kept < rows.count and (bool(rows.rejected) or not ties.seen_in_arrow(self._selection))
+        if not kept or self._selection.proven:
+            return False
+        if kept == rows.count:  # nothing was read beyond it
+            return _ends_with_bad(rows)
+        return bool(rows.rejected) or not ties.seen_in_arrow(self._selection)
+
+
+def _ends_with_bad(rows: Rows) -> bool:
+    """Whether the rows end with one that cannot be read, and others may follow."""
+    return rows.cut and bool(rows.rejected) and rows.rejected[-1][0] == rows.count - 1
 
 
 __all__ = ["SqlConfig", "SqlReader", "SqlSource"]

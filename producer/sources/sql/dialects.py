@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import importlib
 from concurrent.futures import Executor
-from urllib.parse import urlsplit
 
 from producer.errors import ConfigError
 from producer.sources.sql.table import Database, Options
+from producer.urls import parse
 
 #: scheme -> (module, class, extra that installs its driver); called with `Options` and the source's thread pool
 DIALECTS: dict[str, tuple[str, str, str]] = {
@@ -31,13 +31,8 @@ def open_database(options: Options, executor: Executor) -> Database:
         raise ConfigError("the source's url has no scheme", hint="such as postgresql://user@host/database")
     if name not in DIALECTS:
         raise ConfigError(f"the source's url: {name!r} is no known database", hint="known: " + ", ".join(DIALECTS))
-    try:
-        _ = urlsplit(options.url).port
-    except ValueError:  # its text may hold a part of the URL
-        raise ConfigError(
-            "the source's url: host and port cannot be read",
-            hint="postgresql://user:password@host:5432/database, with %40 for @ and %2F for / in a password",
-        ) from None
+    if name in ("mysql", "mariadb"):
+        parse(options.url, "the source's url", example=f"{name}://user:password@host:3306/database")
     module, factory, extra = DIALECTS[name]
     try:
         database: Database = getattr(importlib.import_module(module), factory)(options, executor)

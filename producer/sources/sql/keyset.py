@@ -201,7 +201,7 @@ def offset_query(selection: Selection, skip: int, limit: int, *, mark: str, defe
         inner += f" WHERE ({selection.where}\n)"
     inner += f"{_order_by(selection, mark)} LIMIT {limit:d} OFFSET {skip:d}"
     pairs = " AND ".join(f"t.{name} = k.{name}" for name in names)
-    sql = ["SELECT", _list(selection.columns), "FROM", selection.table.source, f"t JOIN ({inner}) k ON {pairs}"]
+    sql = ["SELECT", select_list(selection.columns), "FROM", selection.table.source, f"t JOIN ({inner}) k ON {pairs}"]
     # A limit once more, by which a dialect can ask for fewer of the rows.
     ordered = " ".join(sql) + f"{_order_by(selection, mark)} LIMIT {limit:d}"
     return Query(ordered, selection.columns, selection.params, selection.types, selection.order_names)
@@ -240,7 +240,8 @@ def _order_by(selection: Selection, mark: str) -> str:
     return " ORDER BY " + ", ".join(items)
 
 
-def _list(columns: tuple[Column, ...]) -> str:
+def select_list(columns: tuple[Column, ...]) -> str:
+    """What a SELECT of `columns` names: they, and their guards after them."""
     guards = (column.guard for column in columns if column.guard)
     return ", ".join([*(column.select for column in columns), *guards])
 
@@ -292,7 +293,7 @@ def _query(
     params: Mapping[str, KeyScalar],
 ) -> Query:
     where = [*([f"({selection.where}\n)"] if selection.where else []), *conditions]
-    sql = " ".join(["SELECT", _list(columns), "FROM", selection.table.source, "t"])
+    sql = " ".join(["SELECT", select_list(columns), "FROM", selection.table.source, "t"])
     if where:
         sql += " WHERE " + " AND ".join(where)
     return Query(sql + tail, columns, {**selection.params, **params}, _types(selection), selection.order_names)
@@ -334,7 +335,7 @@ def quantile_query(
     ]
     sql = [
         "SELECT",
-        _list(selection.order_columns),
+        select_list(selection.order_columns),
         f"FROM ({' '.join(inner)}) t",
         f"WHERE (place_ * {pieces:d}) % rows_ < {pieces:d} ORDER BY place_",
     ]

@@ -11,31 +11,24 @@ from __future__ import annotations
 import contextlib
 import json
 import random
-import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor
 from dataclasses import replace
 from datetime import date
 from functools import partial
 from typing import Any, TypeVar
-from urllib.parse import unquote, urlsplit
 
 import adbc_driver_postgresql
 import pyarrow as pa
 from adbc_driver_manager import Error
 
-from producer.errors import (
-    AuthenticationError,
-    ConfigError,
-    PermanentError,
-    ProducerError,
-    SourceUnavailableError,
-    TransientError,
-)
+from producer import postgres_urls
+from producer.errors import ConfigError, EncodeError, SourceUnavailableError
 from producer.holes import Snapshot
 from producer.identity import Identity
 from producer.model import KeyScalar
-from producer.sources.sql import libpq, postgres_types
+from producer.postgres_urls import PostgresUrl
+from producer.sources.sql import libpq, postgres_types, postgres_values
 from producer.sources.sql.adbc import Connection, Result, connector, tuples
 from producer.sources.sql.arrow import part, read_rows
 from producer.sources.sql.libpq import CopyConnection, LibpqError
@@ -43,6 +36,7 @@ from producer.sources.sql.names import bind_named, quote, split_name
 from producer.sources.sql.origin import postgres_origin
 from producer.sources.sql.pool import C, Lease, Pool
 from producer.sources.sql.postgres_catalog import Run, parameter_types, reflect, shape_query
+from producer.sources.sql.postgres_errors import translate
 from producer.sources.sql.postgres_notify import listening
 from producer.sources.sql.scalars import key_of, key_scalar
 from producer.sources.sql.table import MAX_RESULT_BYTES, Column, Options, Query, Rows, Table
@@ -57,6 +51,8 @@ _SAMPLE_ROWS = 20_000
 _SAMPLE_FROM_ROWS = 200_000  # below this many rows all keys are looked at
 #: Idle connections that are kept: of those that read pages, as many as there may be.
 _KEPT, _KEPT_ASIDE = 512, 2
+#: The search for a bad row may take so many times the time of a page.
+_ATTEMPTS = 10
 
 
 class PostgresDatabase:
@@ -69,7 +65,8 @@ class PostgresDatabase:
     def __init__(self, options: Options, executor: Executor) -> None:
         self._options = options
         self._executor = executor
-        uri = _libpq_uri(options)
+        self._url = postgres_urls.read(options.url, "the source's url")
+        uri = _libpq_uri(self._url, options)
         found = libpq.load()
         self._copies = None if found is None else Pool(lambda: CopyConnection(found, uri), LibpqError, keep=_KEPT)
         # Where pages are read by COPY, the driver's connections are for what is asked now and then.
@@ -89,7 +86,7 @@ class PostgresDatabase:
                 await in_thread(self._executor, self._copies.close, deadline_s=self._options.connect_timeout_s)
 
     def session(self) -> PostgresSession:
-        return PostgresSession(self._options, self._executor, self._pool, self._copies)
+        return PostgresSession(self._options, self._url, self._executor, self._pool, self._copies)
 
     async def table(self, name: str, *, decimal: str | None) -> Table:
         path = split_name(name, fold=str.lower)
@@ -118,7 +115,7 @@ class PostgresDatabase:
         """A row keeps 32 bits of its transaction's number: the newest of these that is not in the future. A
         subtransaction's number lies above its transaction's, so a comparison sees it, which a look into the snapshot's
         list of running transactions would not."""
-        if table.is_view:
+        if table.is_view or table.untracked:
             return None
         now = "pg_snapshot_xmax(pg_current_snapshot())::text::bigint"
         return f"{now} - (({now} - t.xmin::text::bigint) & 4294967295) >= {least:d}"
@@ -143,14 +140,30 @@ class PostgresSession:
     """See `producer.sources.sql.table.Session`."""
 
     def __init__(
-        self, options: Options, executor: Executor, pool: Pool[Connection], copies: Pool[CopyConnection] | None
+        self,
+        options: Options,
+        url: PostgresUrl,
+        executor: Executor,
+        pool: Pool[Connection],
+        copies: Pool[CopyConnection] | None,
     ) -> None:
         self._options = options
+        self._url = url
         self._executor = executor
         self._pool = pool
         self._copies = copies
 
     async def fetch(self, query: Query) -> Rows:
+        try:
+            return await self._fetch(query)
+        except EncodeError as error:
+            if error.row is not None:  # it is known which
+                raise
+            found = error
+        work = partial(_isolated, self._options, self._url, query, found)
+        return await self._run(self._pool, work, statements=_ATTEMPTS)
+
+    async def _fetch(self, query: Query) -> Rows:
         form = None
         if self._copies is not None and not any(column.guard for column in query.columns):
             form = libpq.columns_form([(column.wire, column.field.type) for column in query.columns])
@@ -186,16 +199,17 @@ class PostgresSession:
         """`work` with a connection of the driver, in a thread, as one transaction."""
         return await self._run(self._pool, work)
 
-    async def _run(self, pool: Pool[C], work: Callable[[C], T]) -> T:
+    async def _run(self, pool: Pool[C], work: Callable[[C], T], *, statements: int = 1) -> T:
+        """`statements` is how many of them may need all of their time."""
         options, lease = self._options, Lease(pool)
 
         def job() -> T:
-            with _translated(options), lease as connection:
+            with _translated(self._url), lease as connection:
                 result = work(connection)
                 connection.commit()
                 return result
 
-        deadline_s = options.connect_timeout_s + options.statement_timeout_s + STOP_GRACE_S
+        deadline_s = options.connect_timeout_s + statements * options.statement_timeout_s + STOP_GRACE_S
         try:
             return await in_thread(self._executor, job, deadline_s=deadline_s, stop=lease.stop)
         except TimeoutError:
@@ -273,6 +287,34 @@ def _fetched(options: Options, query: Query, connection: Connection) -> Rows:
     return replace(_page(result, query), shape=shape)
 
 
+def _isolated(options: Options, url: PostgresUrl, query: Query, error: EncodeError, connection: Connection) -> Rows:
+    """A page with a value that cannot be read: see `postgres_values.isolate`."""
+    run = partial(_rows, connection)
+
+    def read(sql: str) -> Result:
+        run("SAVEPOINT producer_attempt")
+        try:
+            with _translated(url):
+                return _read(connection, sql)
+        except EncodeError:
+            run("ROLLBACK TO SAVEPOINT producer_attempt")
+            raise
+
+    run("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ")  # the attempts see the same rows
+    with _transaction(run, options, query) as (sql, shape):
+        if _has_changed(query, shape):
+            return _no_rows(query, shape)
+        found = postgres_values.isolate(query, sql, error, read, _page, _values)
+    return replace(found, shape=shape)
+
+
+def _values(column: Column, result: Result) -> pa.Array:
+    """The one column of a result, and its guard."""
+    if column.guard:
+        postgres_types.refuse_odd_arrays(_whole(result.table.column(1)))
+    return postgres_types.convert(column, _whole(result.table.column(0)))
+
+
 def _has_changed(query: Query, shape: str) -> bool:
     return query.watched is not None and shape != query.watched.shape
 
@@ -326,13 +368,8 @@ def _shown(value: pa.Scalar[Any]) -> str:
         return str(value.cast(pa.int32() if value.type == pa.date32() else pa.int64()))
 
 
-def _libpq_uri(options: Options) -> str:
-    """The configured URL for libpq: SQLAlchemy's driver suffix dropped, time limits on every wait of the socket.
-
-    What is asked for stays as it is written: libpq knows ``%20`` for a space, and not the ``+`` of web forms.
-    """
-    parts = urlsplit(options.url)
-    asked = [item for item in parts.query.split("&") if item]
+def _libpq_uri(url: PostgresUrl, options: Options) -> str:
+    """The configured URL for libpq: SQLAlchemy's driver suffix dropped, time limits on every wait of the socket."""
     limits = {
         "connect_timeout": str(max(2, round(options.connect_timeout_s))),
         "tcp_user_timeout": str(round(options.statement_timeout_s * 1000)),
@@ -343,58 +380,12 @@ def _libpq_uri(options: Options) -> str:
         "client_encoding": "UTF8",
         "gssencmode": "disable",  # else libpq looks for a Kerberos ticket first
     }
-    named = {unquote(item.partition("=")[0]) for item in asked}
-    query = "&".join([*(f"{name}={value}" for name, value in limits.items() if name not in named), *asked])
-    # By hand, since a URL without a host keeps its two slashes here.
-    return f"postgresql://{parts.netloc}{parts.path}?{query}"
+    return postgres_urls.for_libpq(url, limits)
 
 
 @contextlib.contextmanager
-def _translated(options: Options) -> Iterator[None]:
+def _translated(url: PostgresUrl) -> Iterator[None]:
     try:
         yield
     except (Error, LibpqError) as error:
-        raise _translate(error, options) from None
-
-
-# libpq gives no SQLSTATE for what the server says before a connection is there.
-_REFUSED = re.compile(
-    "authentication failed|no password supplied|pg_hba|role .* does not exist|SSL error|certificate|private key file"
-)
-
-
-def _translate(error: Any, options: Options) -> ProducerError:
-    """The driver's error as ours: by SQLSTATE where there is one, by libpq's text where a connection was refused."""
-    state = (error.sqlstate or "").strip("\0")
-    parts = urlsplit(options.url)
-    text = _first_line(str(error))
-    for secret in (parts.password, options.url):
-        if secret:
-            text = text.replace(secret, "***")
-    where = f"PostgreSQL at {parts.hostname or 'the local socket'}:{parts.port or 5432}"
-    if state.startswith("28") or (not state and _REFUSED.search(text)):
-        return AuthenticationError(
-            f"{where} refused user {parts.username or ''!r}: {text}", hint="check url in the source"
-        )
-    if state == "42501":
-        return AuthenticationError(f"{where}: {text}", hint="grant SELECT to the source's user")
-    if state == "3D000" or (not state and re.search("database .* does not exist", text)):
-        return ConfigError(f"{where}: {text}", hint="check the database's name in the source's url")
-    if state.startswith("42"):
-        return ConfigError(f"{where}: {text}")
-    if state == "57014":
-        return TransientError(f"{where}: {text}", hint="a smaller page_size or a longer statement_timeout_s may help")
-    if state.startswith(("40", "55")):
-        return TransientError(f"{where}: {text}")
-    if not state or state.startswith(("08", "53", "57", "58", "XX")):
-        hint = "" if state else "is the server up, and host and port in the source's url right?"
-        return SourceUnavailableError(f"{where}: {text}", hint=hint)
-    return PermanentError(f"{where}: {text}")
-
-
-def _first_line(text: str) -> str:
-    """The server's own words in a driver's text of several lines."""
-    found = re.search(r"(?:ERROR|FATAL|PANIC):\s+(.*)", text)
-    line = found.group(1) if found else text.strip().splitlines()[0] if text.strip() else "no reason given"
-    line = re.sub(r"^[A-Z_]+: \[libpq\] (Failed to connect: )?", "", line)
-    return re.sub(r"\s+", " ", line).strip().rstrip(".")
+        raise translate(error, url) from None

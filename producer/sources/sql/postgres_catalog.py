@@ -30,9 +30,9 @@ FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamesp
 WHERE c.relkind IN ('r', 'p', 'v', 'm', 'f') AND n.nspname NOT IN ('pg_catalog', 'information_schema')
   AND n.nspname NOT LIKE 'pg_toast%' LIMIT 10000
 """
-# The columns of the table or of one below it (partitions, INHERITS) for which NOT NULL is not declared or not enforced:
-# a foreign table's constraints are a promise, and one that is NOT VALID says nothing of the rows that are there. Domains
-# are left out: one with NOT NULL still is null after an outer join, and where an empty subquery was inserted.
+# The columns of the table, or of one below it (partitions, INHERITS), for which NOT NULL is not declared or enforced.
+# A foreign table's constraints are a promise, and one that is NOT VALID says nothing of the rows that are there. What a
+# domain says does not count: its columns are null after an outer join, and where an empty subquery was inserted.
 _LOOSE = """
 WITH RECURSIVE tree(oid) AS (
   SELECT $1::oid

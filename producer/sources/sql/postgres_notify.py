@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
-from urllib.parse import urlsplit
 
 import structlog
 
+from producer import postgres_urls
 from producer.sources.sql.table import Options
 
 log = structlog.get_logger("producer")
@@ -21,9 +21,8 @@ async def listening(options: Options, channel: str, wake: Callable[[], None]) ->
     import asyncpg
 
     lost = (OSError, TimeoutError, asyncpg.PostgresError, asyncpg.InterfaceError, asyncpg.InternalClientError)
-    parts = urlsplit(options.url)
-    query = parts.query.replace("+", "%2B")  # for this driver it would be a space, for libpq it is none
-    url = f"postgresql://{parts.netloc}{parts.path}?{query}"
+    key = "the source's url"
+    url = postgres_urls.for_asyncpg(postgres_urls.read(options.url, key), key)
     wait_s = RETRY_S
     while True:
         try:

@@ -171,7 +171,8 @@ def refuse_odd_arrays(texts: pa.Array) -> None:
         text = texts[row].as_py()
         if text.startswith("["):
             bounds = text.partition("=")[0]
-            raise Unreadable(row, f"an array with the bounds {bounds}, which no list in Avro has: c[:] of it begins with 1")
+            reason = f"an array with the bounds {bounds}, which a list has not (c[:] of it begins with 1)"
+            raise Unreadable(row, reason)
         raise Unreadable(row, "an array of several dimensions, which the column does not declare")
 
 

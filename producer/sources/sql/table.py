@@ -60,8 +60,8 @@ class Table:
     `source` is its quoted name for FROM. `unique` lists the column sets that are unique without nulls, the primary
     key first. `inherited` says that other tables' rows are among its own (PostgreSQL's INHERITS), which no unique index
     covers. `row_bytes_estimate` is for databases whose `Session.estimate` does not know it. `shape` is another text
-    when a column has come or gone, or changed its name or type. `untracked` is the statement that would let this user see
-    which transaction wrote a row ('' where nothing is lacking). `filtered` says that row-level security hides rows.
+    when a column has come or gone, or changed its name or type. `untracked` is the statement that would let this user
+    see which transaction wrote a row ('' where nothing is lacking). `filtered`: row-level security may hide rows.
     """
 
     path: tuple[str, ...]

@@ -114,7 +114,7 @@ async def beginning(
     ):
         whole = Passage(None, end, now, snapshot.least, looks=holes.WIDE)
         ledger = holes.passed(ledger, whole, PASSAGE_S, MOST_PASSAGES)
-    if snapshot is None and not numbered(selection):
+    if snapshot is None and not numbered(selection):  # of a key of ids the missing ones are asked for
         timed = is_time(selection.order_columns[0])
         log.warning(
             "a row that commits after one with a higher key was read is not seen",
@@ -321,6 +321,8 @@ class TailReader:
         ledger = self._ledger
         if not ledger.passages and not any(self._due_again(passage, now) for passage in ledger.looked):
             return
+        if self._database.inserted_since(self._selection.table, 0) is None:
+            raise _unreadable_numbers(self._selection)
         if (snapshot := await self._session.snapshot()) is not None:
             self._ledger = holes.closed(ledger, now - 2 * PASSAGE_S, snapshot)
             self._look_on(_Look(snapshot, now), reached)
@@ -396,6 +398,16 @@ class TailReader:
 
     def _tell_expired(self, old: Sequence[Hole], event: str) -> None:
         log.warning(event, stream=self._stream.name, ranges=len(old), first=old[0].first, last=old[-1].last)
+
+
+def _unreadable_numbers(selection: Selection) -> ConfigError:
+    """For a checkpoint of a time when the transactions that wrote the rows could be seen."""
+    hint = selection.table.untracked or "read again from the start after: producer checkpoint reset"
+    return ConfigError(
+        f"table {'.'.join(selection.table.path)!r}: late commits below the position are to be looked for by xmin, "
+        "which cannot be read any more",
+        hint=hint,
+    )
 
 
 def _id(position: Position | None) -> int:
