@@ -23,7 +23,7 @@ import pyarrow as pa
 from adbc_driver_manager import Error
 
 from producer import postgres_urls
-from producer.errors import ConfigError, EncodeError, SourceUnavailableError
+from producer.errors import ConfigError, EncodeError, SchemaChangedError, SourceUnavailableError
 from producer.holes import Snapshot
 from producer.identity import Identity
 from producer.model import KeyScalar
@@ -220,7 +220,7 @@ class PostgresSession:
 def _transaction(run: Run, options: Options, query: Query) -> Iterator[tuple[str, str]]:
     """Makes the transaction read-only, sets its timeout and the query's values; yields the SQL that reads them, and
     the shape of the table it watches, which is locked against changes from then on until the transaction's end."""
-    names = [name for name, value in query.params.items() if value is not None]
+    names = _given(query)
     settings = ["set_config('transaction_read_only', 'on', true)", "set_config('TimeZone', 'UTC', true)"]
     settings.append("set_config('statement_timeout', $1, true)")
     settings += [f"set_config('producer.p{i}', ${i + 2}, true)" for i in range(len(names))]
@@ -232,11 +232,23 @@ def _transaction(run: Run, options: Options, query: Query) -> Iterator[tuple[str
         shape = shape_query(query.watched).replace("$1", f"${len(values)}")
     found = run(f"SELECT {', '.join(settings)}, {shape}", values)
 
+    yield _bound(query), found[0][-1]
+
+
+def _bound(query: Query) -> str:
+    """The query's SQL, with its values taken from the transaction's settings."""
+    names = _given(query)
+
     def value(name: str) -> str:
         source = f"current_setting('producer.p{names.index(name)}')" if name in names else "NULL"
         return f"({source}::{query.types[name]})"
 
-    yield bind_named(query.sql, value), found[0][-1]
+    return bind_named(query.sql, value)
+
+
+def _given(query: Query) -> list[str]:
+    """The parameters that are settings: a null is written as such."""
+    return [name for name, value in query.params.items() if value is not None]
 
 
 def _setting(value: Any) -> str:
@@ -289,23 +301,21 @@ def _fetched(options: Options, query: Query, connection: Connection) -> Rows:
 
 def _isolated(options: Options, url: PostgresUrl, query: Query, error: EncodeError, connection: Connection) -> Rows:
     """A page with a value that cannot be read: see `postgres_values.isolate`."""
-    run = partial(_rows, connection)
 
     def read(sql: str) -> Result:
-        run("SAVEPOINT producer_attempt")
         try:
-            with _translated(url):
-                return _read(connection, sql)
+            with _translated(url), _transaction(partial(_rows, connection), options, query) as (_, shape):
+                if _has_changed(query, shape):
+                    raise SchemaChangedError("the table has changed while a value of it was looked for")
+                result = _read(connection, sql)
+                connection.commit()
+            return result
         except EncodeError:
-            run("ROLLBACK TO SAVEPOINT producer_attempt")
+            connection.rollback()
             raise
 
-    run("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ")  # the attempts see the same rows
-    with _transaction(run, options, query) as (sql, shape):
-        if _has_changed(query, shape):
-            return _no_rows(query, shape)
-        found = postgres_values.isolate(query, sql, error, read, _page, _values)
-    return replace(found, shape=shape)
+    found = postgres_values.isolate(query, _bound(query), error, read, _page, _values)
+    return replace(found, shape="" if query.watched is None else query.watched.shape)
 
 
 def _values(column: Column, result: Result) -> pa.Array:

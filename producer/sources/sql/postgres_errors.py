@@ -76,6 +76,7 @@ _BY_WORDS: tuple[tuple[str, str], ...] = (
     ("starting up|shutting down|in recovery mode|not (currently |yet )?accepting connections", "57P03"),
     ("ReadRecord failed at row", "22000"),  # the driver has no form for a value
 )
+_UNREADABLE = re.compile("conversion between .* is not supported")
 _WRONG_URL = re.compile(
     "definition of service .* not found|service file .* not found|invalid .* value|invalid connection option"
     "|invalid URI|invalid integer|could not match|invalid port number"
@@ -109,6 +110,8 @@ def translate(error: Any, url: PostgresUrl) -> ProducerError:
 
 def _unanswered(raw: str, message: str) -> ProducerError:
     """What libpq says by itself, and what a server says that has no rule here."""
+    if _UNREADABLE.search(raw):
+        return ConfigError(message, hint="the database's encoding cannot be read as UTF-8, by which all text is read")
     if _WRONG_URL.search(raw):
         return ConfigError(message, hint=_URL)
     if _OTHER_SERVER.search(raw):

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 from producer import holes
 from producer.config import StreamConfig
-from producer.errors import ConfigError
+from producer.errors import ConfigError, ProducerError
 from producer.model import Dataset, KeyPosition, KeyScalar, Position, Split
 from producer.sources.sql import keyset, tail
 from producer.sources.sql.keyset import Selection
@@ -165,7 +165,10 @@ async def remaining(
     end = key_values(split.upper, width)
     if database.has_planner:
         query = keyset.key_query(selection, start, end, None, mark=database.mark, row_values=database.row_values)
-        estimate = await session.estimate(query)
+        try:
+            estimate = await session.estimate(query)
+        except ProducerError:  # what lasts, the reading meets as well
+            return None
         return None if estimate is None else estimate[0]
     if dataset.rows_estimate is None or width != 1:
         return None
