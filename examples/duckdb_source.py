@@ -27,6 +27,7 @@ from producer.identity import Identity
 from producer.model import KeyScalar
 from producer.sources.sql import SqlConfig, SqlSource
 from producer.sources.sql.dialects import DIALECTS
+from producer.sources.sql.lexis import Lexis
 from producer.sources.sql.names import bind_named, nearest, quote, split_name
 from producer.sources.sql.scalars import key_of
 from producer.sources.sql.table import Column, Options, Query, Rows, Table
@@ -39,6 +40,7 @@ class DuckDatabase:
     """``duckdb:///relative.db`` or ``duckdb:////absolute.db``, opened for reading only."""
 
     mark = '"'
+    lexis: Lexis = "postgres"
     row_values = False  # rows between two rows are more than its optimizer takes
     has_planner = False
 
@@ -117,7 +119,7 @@ class DuckSession:
 
     async def fetch(self, query: Query) -> Rows:
         def work(connection: duckdb.DuckDBPyConnection) -> Rows:
-            sql = bind_named(query.sql, lambda name: f"${name}")
+            sql = bind_named(query.sql, lambda name: f"${name}", lexis="postgres")
             table = _arrow(connection, sql, query.params).combine_chunks()
             arrays = [
                 values.chunk(0) if values.num_chunks else pa.array([], values.type) for values in table.itercolumns()
@@ -136,7 +138,7 @@ class DuckSession:
 
     async def estimate(self, query: Query) -> tuple[int, int] | None:
         def work(connection: duckdb.DuckDBPyConnection) -> int:
-            sql = bind_named(f"SELECT count(*) FROM ({query.sql})", lambda name: f"${name}")
+            sql = bind_named(f"SELECT count(*) FROM ({query.sql})", lambda name: f"${name}", lexis="postgres")
             found = connection.execute(sql, dict(query.params) or None).fetchone()
             return int(found[0]) if found else 0
 

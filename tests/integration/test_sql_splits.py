@@ -438,7 +438,7 @@ async def test_postgres_reads_each_page_from_the_keys_index(postgres_dsn: str, t
             query = keyset.key_query(selection, low, high, 500, mark='"', row_values=True)
         values = iter(range(len(query.params)))
         settings = {name: f"current_setting('p.p{next(values)}')::{query.types[name]}" for name in query.params}
-        sql = bind_named(query.sql, settings.__getitem__)
+        sql = bind_named(query.sql, settings.__getitem__, lexis="postgres")
         plainly = {"adbc.postgresql.use_copy": "false"}
         with dbapi.connect(bank.url) as connection, connection.cursor(adbc_stmt_kwargs=plainly) as cursor:
             for i, value in enumerate(query.params.values()):

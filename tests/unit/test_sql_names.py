@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from producer.errors import ConfigError
+from producer.sources.sql.lexis import Lexis
 from producer.sources.sql.names import bind_named, nearest, nearest_table, parameter_names, quote, split_name
 
 
@@ -34,12 +35,29 @@ def test_a_quote_within_a_name_stays_within() -> None:
     assert quote("a`b", "`") == "`a``b`"
 
 
-def test_only_colons_outside_of_strings_names_and_comments_are_parameters() -> None:
-    sql = """a > :x and b = ':no' and c = E'it\\':no' and "d:no" = $t$ :no $t$ -- :no
-        and e::text = :y /* :no */ and f = 'it''s :no' and g = :x and `h:no` and i[1:2] = 1 and j := 5"""
-    assert parameter_names(sql) == ("x", "y")
-    assert bind_named(sql, lambda name: f"<{name}>").count("<x>") == 2
-    assert bind_named(sql, lambda name: f":{name}") == sql
+@pytest.mark.parametrize(
+    ("lexis", "sql", "names"),
+    [
+        ("postgres", "a > :x and b = ':no' and c = E'it\\':no' and \"d:no\" = $t$ :no $t$ -- :no", ("x",)),
+        ("postgres", "e::text = :y /* :no */ and f = 'it''s :no' and i[1:2] = 1 and j := 5", ("y",)),
+        ("postgres", "a = '\\' and b = :x", ("x",)),  # with standard_conforming_strings a backslash is one
+        ("postgres", "a = date'2020-01-01' and b = 'x\\' and c = :x", ("x",)),  # no E before a string
+        ("postgres", "/* /* :no */ :no */ a = :x", ("x",)),
+        ("postgres", "a = $täg$ $t$ :no $täg$ and b = :x", ("x",)),
+        ("postgres", "a[lo:hi] = b[:x] and c[1 :hi] = 1 and array[case when :y then 1 end] = d", ("x", "y")),
+        ("postgres", "j @? '$.a:no' and j ? :x", ("x",)),
+        ("mysql", "a = 'it\\'s :no' and b = :x", ("x",)),
+        ("mysql", 'a = "it\\"s :no" and `b:no` = :x # :no', ("x",)),
+        ("mysql", "a = 5--1 and b = :x -- :no", ("x",)),
+        ("sqlite", "a = '\\' and b = :x and [c:no] = 1", ("x",)),
+        ("sqlite", "a = /* /* :no */ :x", ("x",)),
+    ],
+)
+def test_only_colons_outside_of_strings_names_and_comments_are_parameters(
+    lexis: Lexis, sql: str, names: tuple[str, ...]
+) -> None:
+    assert parameter_names(sql, lexis=lexis) == names
+    assert bind_named(sql, lambda name: f":{name}", lexis=lexis) == sql
 
 
 def test_the_nearest_name_is_offered_whatever_its_case() -> None:

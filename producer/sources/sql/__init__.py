@@ -217,10 +217,12 @@ class SqlSource:
 
     async def _select(self, stream: StreamConfig, name: str) -> Selection:
         table = await self._database.table(name, decimal=stream.decimal)
-        selection = keyset.select(table, stream)
+        selection = keyset.select(table, stream, self._database.lexis)
         if selection.where:
             probe = keyset.rows_query(selection, selection.columns[:1], []).sql
-            types = await self._database.parameter_types(probe, parameter_names(selection.where))
+            types = await self._database.parameter_types(
+                probe, parameter_names(selection.where, lexis=self._database.lexis)
+            )
             selection = dataclasses.replace(selection, types=types)
         self._selections[stream.name] = selection
         return selection

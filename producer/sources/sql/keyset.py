@@ -10,6 +10,7 @@ import pyarrow as pa
 from producer.config import StreamConfig
 from producer.errors import ConfigError
 from producer.model import Between, Json, KeyScalar
+from producer.sources.sql.lexis import Lexis
 from producer.sources.sql.names import find_column, parameter_names, quote
 from producer.sources.sql.table import Column, Query, Table
 
@@ -45,7 +46,7 @@ class Selection:
         return tuple(self.table.column(name) for name in self.order_names)
 
 
-def select(table: Table, stream: StreamConfig) -> Selection:
+def select(table: Table, stream: StreamConfig, lexis: Lexis) -> Selection:
     """The columns, key and order of `stream`; ConfigError where they do not fit the table or make no total order."""
     what = f"stream {stream.name!r}"
     names = tuple(column.name for column in table.columns)
@@ -77,7 +78,7 @@ def select(table: Table, stream: StreamConfig) -> Selection:
     for name, _ in order:
         if not table.column(name).sortable:
             raise ConfigError(f"{what}: column {name!r} of type {table.column(name).sql_type} cannot order rows")
-    where, params = _where(stream, what)
+    where, params = _where(stream, what, lexis)
     ordered = {name for name, _ in order}
     # By comparison with a key no null is reached, by counting one is; and a unique index may hold many of them.
     counted = stream.traversal == "OFFSET"
@@ -128,14 +129,14 @@ def _total(
     return order
 
 
-def _where(stream: StreamConfig, what: str) -> tuple[str, Mapping[str, Json]]:
+def _where(stream: StreamConfig, what: str, lexis: Lexis) -> tuple[str, Mapping[str, Json]]:
     if stream.where is None:
         if stream.params:
             raise ConfigError(f"{what}: params without where")
         return "", {}
     if not isinstance(stream.where, str):
         raise ConfigError(f"{what}, where: SQL text is expected, not {type(stream.where).__name__}")
-    used = parameter_names(stream.where)
+    used = parameter_names(stream.where, lexis=lexis)
     missing = [name for name in used if name not in stream.params]
     unused = [name for name in stream.params if name not in used]
     if missing:

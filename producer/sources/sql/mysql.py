@@ -34,6 +34,7 @@ from producer.identity import Identity
 from producer.model import KeyScalar
 from producer.sources.sql import mysql_types
 from producer.sources.sql.arrow import read_rows
+from producer.sources.sql.lexis import Lexis
 from producer.sources.sql.names import bind_named, nearest_table, quote, split_name
 from producer.sources.sql.origin import MYSQL_VARIABLES, mysql_origin
 from producer.sources.sql.scalars import key_scalar
@@ -75,6 +76,7 @@ class MysqlDatabase:
     """See `producer.sources.sql.table.Database`."""
 
     mark = "`"
+    lexis: Lexis = "mysql"
     row_values = False
     has_planner = False  # its guess for a range of more than half of the rows is half of the rows
 
@@ -160,7 +162,9 @@ class MysqlDatabase:
         return tuple(tuple(columns) for index, columns in found.items() if index not in unfit)
 
     async def parameter_types(self, sql: str, names: tuple[str, ...]) -> Mapping[str, str]:
-        await self._meta.rows("EXPLAIN " + bind_named(sql, lambda name: "NULL").replace("%", "%%"), ())
+        await self._meta.rows(
+            "EXPLAIN " + bind_named(sql, lambda name: "NULL", lexis=self.lexis).replace("%", "%%"), ()
+        )
         return {}
 
     async def listen(self, channel: str, wake: Callable[[], None]) -> None:
@@ -349,7 +353,7 @@ def _bound(query: Query) -> tuple[str, tuple[Any, ...]]:
         values.extend(_plain(item) for item in items)
         return ", ".join("\0" for _ in items) or "NULL"  # a list is for IN (:name)
 
-    sql = bind_named(query.sql, one)
+    sql = bind_named(query.sql, one, lexis="mysql")
     return sql.replace("%", "%%").replace("\0", "%s"), tuple(values)
 
 

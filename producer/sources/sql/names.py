@@ -7,17 +7,9 @@ import re
 from collections.abc import Callable, Iterable, Sequence
 
 from producer.errors import ConfigError
+from producer.sources.sql.lexis import Lexis, parameters
 
 _PART = re.compile(r'\s*(?:"((?:[^"]|"")+)"|`((?:[^`]|``)+)`|([^\s."`]+))\s*(\.|$)')
-
-# Everything in SQL text within which a colon is not a parameter: strings (E'' with backslashes, $tag$ too), quoted
-# names, comments and casts. The last alternative is the parameter.
-_TOKEN = re.compile(
-    r"""[eE]'(?:[^'\\]|\\.|'')*' | '(?:[^']|'')*' | "(?:[^"]|"")*" | `(?:[^`]|``)*`
-      | \$(?P<tag>\w*)\$.*?\$(?P=tag)\$ | --[^\n]* | /\*.*?\*/ | :: | :=
-      | (?<![\w:]):(?P<name>[A-Za-z_]\w*)""",
-    re.VERBOSE | re.DOTALL | re.ASCII,
-)
 
 
 def split_name(text: str, *, fold: Callable[[str], str]) -> tuple[str, ...]:
@@ -52,20 +44,18 @@ def quote(name: str, mark: str = '"') -> str:
     return mark + name.replace(mark, mark * 2) + mark
 
 
-def bind_named(sql: str, replace: Callable[[str], str]) -> str:
+def bind_named(sql: str, replace: Callable[[str], str], *, lexis: Lexis) -> str:
     """`sql` with each ``:name`` outside strings, quoted names and comments replaced by ``replace(name)``."""
+    parts, at = [], 0
+    for start, end, name in parameters(sql, lexis):
+        parts += [sql[at:start], replace(name)]
+        at = end
+    return "".join([*parts, sql[at:]])
 
-    def one(match: re.Match[str]) -> str:
-        name = match.group("name")
-        return match.group(0) if name is None else replace(name)
 
-    return _TOKEN.sub(one, sql)
-
-
-def parameter_names(sql: str) -> tuple[str, ...]:
+def parameter_names(sql: str, *, lexis: Lexis) -> tuple[str, ...]:
     """The distinct ``:name`` parameters of `sql`, in order of appearance."""
-    found = (match.group("name") for match in _TOKEN.finditer(sql))
-    return tuple(dict.fromkeys(name for name in found if name is not None))
+    return tuple(dict.fromkeys(name for _, _, name in parameters(sql, lexis)))
 
 
 def nearest(name: str, choices: Iterable[str]) -> str:

@@ -31,6 +31,7 @@ from producer.postgres_urls import PostgresUrl
 from producer.sources.sql import libpq, postgres_types, postgres_values
 from producer.sources.sql.adbc import Connection, Result, connector, tuples
 from producer.sources.sql.arrow import part, read_rows
+from producer.sources.sql.lexis import Lexis
 from producer.sources.sql.libpq import CopyConnection, LibpqError
 from producer.sources.sql.names import bind_named, quote, split_name
 from producer.sources.sql.origin import postgres_origin
@@ -59,6 +60,7 @@ class PostgresDatabase:
     """See `producer.sources.sql.table.Database`."""
 
     mark = '"'
+    lexis: Lexis = "postgres"
     row_values = True
     has_planner = True
 
@@ -105,7 +107,7 @@ class PostgresDatabase:
     async def parameter_types(self, sql: str, names: tuple[str, ...]) -> Mapping[str, str]:
         if not names:
             return {}
-        numbered = bind_named(sql, lambda name: f"${names.index(name) + 1}")
+        numbered = bind_named(sql, lambda name: f"${names.index(name) + 1}", lexis=self.lexis)
         return await self._meta.run(lambda connection: parameter_types(partial(_rows, connection), numbered, names))
 
     async def listen(self, channel: str, wake: Callable[[], None]) -> None:
@@ -243,7 +245,7 @@ def _bound(query: Query) -> str:
         source = f"current_setting('producer.p{names.index(name)}')" if name in names else "NULL"
         return f"({source}::{query.types[name]})"
 
-    return bind_named(query.sql, value)
+    return bind_named(query.sql, value, lexis="postgres")
 
 
 def _given(query: Query) -> list[str]:

@@ -42,6 +42,7 @@ from producer.model import KeyScalar
 from producer.sources.sql import sqlite_types
 from producer.sources.sql.adbc import Connection, tuples
 from producer.sources.sql.arrow import read_rows
+from producer.sources.sql.lexis import Lexis
 from producer.sources.sql.names import bind_named, nearest_table, quote, split_name
 from producer.sources.sql.origin import sqlite_origin
 from producer.sources.sql.table import Column, Options, Query, Rows, Table
@@ -57,6 +58,7 @@ class SqliteDatabase:
     """See `producer.sources.sql.table.Database`."""
 
     mark = '"'
+    lexis: Lexis = "sqlite"
     row_values = True
     has_planner = False
 
@@ -272,7 +274,7 @@ def _read(connection: Connection, sql: str, params: Mapping[str, Any]) -> pa.Tab
 def _numbered(sql: str, params: Mapping[str, Any]) -> tuple[str, tuple[Any, ...]]:
     """The statement with numbers for names, and their values."""
     names = list(params)
-    numbered = bind_named(sql, lambda name: f"?{names.index(name) + 1}")
+    numbered = bind_named(sql, lambda name: f"?{names.index(name) + 1}", lexis="sqlite")
     return numbered, tuple(_plain_value(value) for value in params.values())
 
 

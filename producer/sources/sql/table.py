@@ -11,6 +11,7 @@ import pyarrow as pa
 from producer.holes import Snapshot
 from producer.identity import Identity
 from producer.model import Json, KeyScalar, RejectedRow
+from producer.sources.sql.lexis import Lexis
 
 #: Values bound to the parameters of a query, by name.
 Params = Mapping[str, Json | KeyScalar]
@@ -146,6 +147,8 @@ class Database(Protocol):
 
     #: the character around quoted identifiers
     mark: str
+    #: how SQL text is read
+    lexis: Lexis
     #: whether ``(a, b) > (x, y)`` is answered from an index
     row_values: bool
     #: whether `Session.estimate` is quick and good for any range of keys
