@@ -544,9 +544,8 @@ async def test_a_replays_range_is_compared_as_values_of_the_columns_type(
         ("enum('z','a','m, it''s')", ["z", "a", "m, it's"]),
         ("set('z','a','m')", ["", "z", "a", "z,a", "m", "z,m", "a,m", "z,a,m"]),
         ("enum('z','','a')", ["z", "", "a"]),
-        ("enum('z','','a')", ["z", "", "a", "none"]),
         ("enum('z','a')", ["z", "a", "none"]),
-        ("set('z','','a')", [0, 1, 2, 3, 4, 5, 6, 7]),
+        ("set('z','','a')", [0, 1, 4, 5]),
         ("bit(20)", [b"\0\0\1", b"\0\1\0", b"\x0f\xff\xff", b"\0\0\x22"]),
     ],
 )

@@ -8,10 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import datetime as dt
-import decimal
-import uuid
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from concurrent.futures import Executor
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -32,12 +29,12 @@ from producer.errors import (
 )
 from producer.identity import Identity
 from producer.model import KeyScalar
-from producer.sources.sql import mysql_types
+from producer.sources.sql import mysql_session, mysql_types
 from producer.sources.sql.arrow import read_rows
 from producer.sources.sql.lexis import Lexis
+from producer.sources.sql.mysql_session import literal
 from producer.sources.sql.names import bind_named, nearest_table, quote, split_name
 from producer.sources.sql.origin import MYSQL_VARIABLES, mysql_origin
-from producer.sources.sql.scalars import key_scalar
 from producer.sources.sql.table import MAX_RESULT_BYTES, Column, Options, Query, Rows, Table
 from producer.sources.sql.threads import STOP_GRACE_S
 
@@ -47,6 +44,7 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
+
 #: Rows between two looks at how much memory they hold.
 _ROWS_AT_ONCE = 64
 
@@ -54,7 +52,8 @@ _TABLES = """
 SELECT TABLE_NAME, TABLE_TYPE, TABLE_COMMENT, AVG_ROW_LENGTH FROM information_schema.TABLES WHERE TABLE_SCHEMA = %s
 """
 _COLUMNS = """
-SELECT COLUMN_NAME, DATA_TYPE, COLUMN_TYPE, IS_NULLABLE, NUMERIC_PRECISION, NUMERIC_SCALE, COLUMN_COMMENT
+SELECT COLUMN_NAME, DATA_TYPE, COLUMN_TYPE, IS_NULLABLE, NUMERIC_PRECISION, NUMERIC_SCALE, COLUMN_COMMENT,
+  CHARACTER_SET_NAME, COLLATION_NAME
 FROM information_schema.COLUMNS WHERE TABLE_SCHEMA = %s AND TABLE_NAME = %s ORDER BY ORDINAL_POSITION
 """
 _UNIQUE = """
@@ -62,9 +61,10 @@ SELECT INDEX_NAME, COLUMN_NAME, NULLABLE, SUB_PART FROM information_schema.STATI
 WHERE TABLE_SCHEMA = %s AND TABLE_NAME = %s AND NON_UNIQUE = 0
 ORDER BY INDEX_NAME <> 'PRIMARY', INDEX_NAME, SEQ_IN_INDEX
 """
-_SHAPE = """
+_SHAPE = f"""
 SELECT CONCAT(COUNT(*), '/', COALESCE(SUM(CRC32(
-  CONCAT_WS('/', ORDINAL_POSITION, COLUMN_NAME, COLUMN_TYPE, IS_NULLABLE, CHARACTER_SET_NAME))), 0))
+  CONCAT_WS('/', ORDINAL_POSITION, COLUMN_NAME, COLUMN_TYPE, IS_NULLABLE, CHARACTER_SET_NAME))), 0)),
+  {mysql_session.STATE}
 FROM information_schema.COLUMNS WHERE TABLE_SCHEMA = %s AND TABLE_NAME = %s
 """
 _CHECKS = """
@@ -89,7 +89,7 @@ class MysqlDatabase:
         self._meta = self.session()
 
     async def start(self) -> None:
-        await self._meta.rows("SELECT 1", ())
+        await self._meta.rows("SELECT 1")
 
     async def close(self) -> None:
         await self._meta.close()
@@ -105,13 +105,14 @@ class MysqlDatabase:
             raise ConfigError(
                 f"table {name!r} is not there", hint="write it as database.table, or put /database in url"
             )
-        tables = {row[0]: row for row in await self._meta.rows(_TABLES, (schema,))}
+        tables = {row[0]: row for row in await self._meta.rows(_TABLES, schema)}
         real = path[-1] if path[-1] in tables else next((t for t in tables if t.lower() == path[-1].lower()), None)
         if real is None:
             raise ConfigError(f"table {name!r} is not there", hint=nearest_table(path[-1], tables))
         _, kind, comment, row_bytes = tables[real]
-        ((shape,),) = await self._meta.rows(_SHAPE, (schema, real))  # first: what changes from here on is another one
+        ((shape, _),) = await self._meta.rows(_SHAPE, schema, real)  # first: what changes from here on is another one
         checks = await self._checks(schema, real)
+        declared = await self._meta.rows(_COLUMNS, schema, real)
         columns = tuple(
             mysql_types.column(
                 mysql_types.Declared(
@@ -123,11 +124,11 @@ class MysqlDatabase:
                     int(scale or 0),
                     remark,
                     f"json_valid({quote(column, '`')})" in checks,
+                    charset or "",
+                    collation or "",
                 )
             )
-            for column, data_type, full, nullable, precision, scale, remark in await self._meta.rows(
-                _COLUMNS, (schema, real)
-            )
+            for column, data_type, full, nullable, precision, scale, remark, charset, collation in declared
         )
         return Table(
             (schema, real),
@@ -142,29 +143,28 @@ class MysqlDatabase:
 
     async def origin(self, table: Table) -> Identity:
         listed = ", ".join(f"'{name}'" for name in MYSQL_VARIABLES)
-        found = await self._meta.rows(f"SHOW VARIABLES WHERE Variable_name IN ({listed})", ())
+        found = await self._meta.query(f"SHOW VARIABLES WHERE Variable_name IN ({listed})")
         variables = {str(name): str(value) for name, value in found}
         return mysql_origin(self._options.url, table.path[0], variables)
 
     async def _checks(self, schema: str, table: str) -> frozenset[str]:
         """The table's check clauses; MySQL's own view of them has no TABLE_NAME, nor does it need one to tell JSON."""
-        if "mariadb" not in (await self._meta.rows("SELECT VERSION()", ()))[0][0].lower():
+        if "mariadb" not in (await self._meta.rows("SELECT VERSION()"))[0][0].lower():
             return frozenset()
-        return frozenset(row[0].lower() for row in await self._meta.rows(_CHECKS, (schema, table)))
+        return frozenset(row[0] for row in await self._meta.rows(_CHECKS, schema, table))
 
     async def _unique(self, schema: str, table: str) -> tuple[tuple[str, ...], ...]:
         found: dict[str, list[str]] = {}
         unfit: set[str] = set()
-        for index, column, nullable, prefix in await self._meta.rows(_UNIQUE, (schema, table)):
+        for index, column, nullable, prefix in await self._meta.rows(_UNIQUE, schema, table):
             found.setdefault(index, []).append(column)
             if nullable == "YES" or prefix is not None or column is None:
                 unfit.add(index)
         return tuple(tuple(columns) for index, columns in found.items() if index not in unfit)
 
     async def parameter_types(self, sql: str, names: tuple[str, ...]) -> Mapping[str, str]:
-        await self._meta.rows(
-            "EXPLAIN " + bind_named(sql, lambda name: "NULL", lexis=self.lexis).replace("%", "%%"), ()
-        )
+        # Without a row, and not EXPLAIN: that needs more than SELECT where the table is a view.
+        await self._meta.query(bind_named(sql, lambda name: "NULL", lexis=self.lexis) + " LIMIT 0")
         return {}
 
     async def listen(self, channel: str, wake: Callable[[], None]) -> None:
@@ -198,44 +198,51 @@ class MysqlSession:
         self._closed = False
 
     async def fetch(self, query: Query) -> Rows:
-        found, cut = await self._read(*_bound(query))
+        found, cut = await self._read(_bound(query))
         page = asyncio.to_thread(_page, query, found, cut)
         if query.watched is None:
             return await page
         # After the rows, and beside their conversion: a change that they do not show yet is one too many at worst.
         converting = asyncio.ensure_future(page)
         converting.add_done_callback(lambda done: done.cancelled() or done.exception())  # never "not retrieved"
-        ((shape,),) = await self.rows(_SHAPE, query.watched.path)
+        ((shape, state),) = await self.rows(_SHAPE, *query.watched.path)
+        if state != mysql_session.STATE_SET:
+            await self._forget()
+            raise SourceUnavailableError(
+                f"{_where(self._url)}: the connection's settings were reset after it was made: they are now {state}",
+                hint="a proxy in between must keep a session's variables, or not share connections",
+            )
         return replace(await converting, shape=str(shape))
 
     async def keys(self, query: Query) -> list[tuple[KeyScalar, ...]]:
-        if any(column.guard for column in query.columns):
-            rows = await self.fetch(replace(query, key=tuple(column.name for column in query.columns)))
-            return [rows.key_at(row) for row in range(rows.count)]
-        batch = (await self.fetch(query)).batch
-        fields = list(batch.schema)
-        columns = [[key_scalar(field, value) for value in batch.column(i)] for i, field in enumerate(fields)]
+        found, _ = await self._read(_bound(query))
+        values, guards = _by_name(query, found)
+        columns = [mysql_types.key_values(c, values[c.name], guards.get(c.name)) for c in query.columns]
         return list(zip(*columns, strict=True))
 
     async def estimate(self, query: Query) -> tuple[int, int] | None:
-        sql, values = _bound(query)
+        """Of a view PermanentError where the server does not show its definition to the user."""
         async with self._using() as connection:
-            result = await connection.exec_driver_sql("EXPLAIN " + sql, values)
+            result = await connection.exec_driver_sql(_escaped("EXPLAIN " + _bound(query)))
             row = result.mappings().first()
         return None if row is None or row.get("rows") is None else (int(row["rows"]), 0)
 
-    async def rows(self, sql: str, values: tuple[Any, ...]) -> list[Any]:
+    async def rows(self, sql: str, *values: str) -> list[Any]:
+        """All rows of a query with ``%s`` in the place of each of `values`; each value as text, bytes or None."""
+        return await self.query(sql % tuple(map(literal, values)))
+
+    async def query(self, sql: str) -> list[Any]:
         """All rows, each value as text, bytes or None."""
         async with self._using() as connection:
-            result = await connection.exec_driver_sql(sql, values)
+            result = await connection.exec_driver_sql(_escaped(sql))
             return list(result.fetchall())
 
-    async def _read(self, sql: str, values: tuple[Any, ...]) -> tuple[list[Any], bool]:
+    async def _read(self, sql: str) -> tuple[list[Any], bool]:
         """The rows as `rows` gives them, but no more than hold `MAX_RESULT_BYTES`, give or take `_ROWS_AT_ONCE`; and
         whether more were to come, which end with their connection."""
 
         def some(connection: Connection) -> tuple[list[Any], bool]:
-            result = connection.exec_driver_sql(sql, values, execution_options={"stream_results": True})
+            result = connection.exec_driver_sql(_escaped(sql), execution_options={"stream_results": True})
             found: list[Any] = []
             size = 0
             while size < MAX_RESULT_BYTES or len(found) < 2:
@@ -259,6 +266,9 @@ class MysqlSession:
 
     async def close(self) -> None:
         self._closed = True  # a call that is under way keeps its connection no longer
+        await self._forget()
+
+    async def _forget(self) -> None:
         connection, self._connection = self._connection, None
         if connection is not None:
             await _discard(connection)
@@ -308,27 +318,18 @@ class MysqlSession:
         return connection
 
     async def _prepare(self, connection: AsyncConnection) -> None:
-        timeout_s = self._options.statement_timeout_s
-        version = (await connection.exec_driver_sql("SELECT VERSION()")).scalar_one()
-        limit = (
-            f"max_statement_time = {timeout_s:f}"
-            if "mariadb" in str(version).lower()
-            else f"max_execution_time = {round(timeout_s * 1000):d}"
-        )
-        await connection.exec_driver_sql(f"SET SESSION time_zone = '+00:00', SESSION {limit}")
-        await connection.exec_driver_sql("SET SESSION TRANSACTION READ ONLY")
+        found = (await connection.exec_driver_sql(mysql_session.VARIABLES)).fetchall()
+        variables = {str(row._mapping["Variable_name"]): str(row._mapping["Value"]) for row in found}
+        for statement in mysql_session.preparation(variables, self._options.statement_timeout_s):
+            await connection.exec_driver_sql(statement)
 
 
 def _engine(url: URL, options: Options) -> AsyncEngine:
-    from asyncmy.converters import conversions
-
-    # Encoders for parameters stay, decoders of values go.
-    kept = {kind: convert for kind, convert in conversions.items() if not isinstance(kind, int)}
     return create_async_engine(
         url,
         poolclass=NullPool,
         isolation_level="AUTOCOMMIT",
-        connect_args={"conv": kept, "charset": "utf8mb4", "connect_timeout": max(1, round(options.connect_timeout_s))},
+        connect_args={"conv": {}, "charset": "utf8mb4", "connect_timeout": max(1, round(options.connect_timeout_s))},
     )
 
 
@@ -343,50 +344,59 @@ async def _invalidate(connection: AsyncConnection) -> None:
         await connection.close()
 
 
-def _bound(query: Query) -> tuple[str, tuple[Any, ...]]:
-    """The query in the driver's form: ``%s`` for each value in its place, every other ``%`` doubled."""
-    values: list[Any] = []
+def _bound(query: Query) -> str:
+    """The query with the literal of each value in its place."""
 
     def one(name: str) -> str:
-        value = mysql_types.ordinal(query.types.get(name, ""), query.params[name])
+        sql_type = query.types.get(name, "")
+        value = mysql_types.ordinal(sql_type, query.params[name])
         items = value if isinstance(value, list | tuple) else [value]
-        values.extend(_plain(item) for item in items)
-        return ", ".join("\0" for _ in items) or "NULL"  # a list is for IN (:name)
+        return ", ".join(literal(item, sql_type) for item in items) or "NULL"  # a list is for IN (:name)
 
-    sql = bind_named(query.sql, one, lexis="mysql")
-    return sql.replace("%", "%%").replace("\0", "%s"), tuple(values)
+    return bind_named(query.sql, one, lexis="mysql")
 
 
-def _plain(value: Any) -> Any:
-    if isinstance(value, dt.datetime) and value.tzinfo is not None:
-        return value.astimezone(dt.UTC).replace(tzinfo=None)
-    if isinstance(value, uuid.UUID):
-        return str(value)
-    if value is None or isinstance(value, bool | int | float | str | bytes | decimal.Decimal | dt.date):
-        return value
-    raise ConfigError(f"params: MySQL takes no {type(value).__name__}")
+def _escaped(sql: str) -> str:
+    """For the driver, which reads ``%s`` and ``%%`` also where there are no values."""
+    return sql.replace("%", "%%")
 
 
 def _page(query: Query, found: list[Any], cut: bool) -> Rows:
-    guarded = [column.name for column in query.columns if column.guard]
-    values = list(zip(*found, strict=True)) if found else [()] * (len(query.columns) + len(guarded))
-    by_name = {column.name: column_values for column, column_values in zip(query.columns, values, strict=False)}
-    numbers = dict(zip(guarded, values[len(query.columns) :], strict=True))
-    rows = read_rows(
-        query,
-        len(found),
-        lambda column, start, stop: mysql_types.convert(column, by_name[column.name][start:stop]),
-        lambda column, row: str(by_name[column.name][row]),
-        cut=cut,
-    )
-    if numbers.keys().isdisjoint(query.key):
-        return rows
+    values, guards = _by_name(query, found)
+
+    def convert(column: Column, start: int, stop: int) -> pa.Array:
+        if column.guard:
+            found = guards[column.name][start:stop]
+            mysql_types.refuse_lost(column, values[column.name][start:stop], found)
+            if column.name in query.key:
+                mysql_types.refuse_ambiguous(column, found)
+        return mysql_types.convert(column, values[column.name][start:stop])
 
     def key_at(row: int) -> tuple[KeyScalar, ...]:
-        key = zip(query.key, rows.key_at(row), strict=True)
-        return tuple(int(numbers[name][row]) if name in numbers else value for name, value in key)
+        keys = [column for name in query.key for column in query.columns if column.name == name]
+        this = slice(row, row + 1)
+        return tuple(
+            mysql_types.key_values(c, values[c.name][this], guards[c.name][this] if c.guard else None)[0] for c in keys
+        )
 
-    return replace(rows, key_at=key_at)
+    rows = read_rows(
+        query, len(found), convert, lambda column, row: str(values[column.name][row]), cut=cut, key_at=key_at
+    )
+    for name in query.key:
+        if mysql_types.longest(rows.batch.column(name)) > mysql_session.MAX_KEY_LENGTH:
+            raise PermanentError(
+                f"column {name!r}: a key is longer than the {mysql_session.MAX_KEY_LENGTH} that are surely sorted",
+                hint="name shorter columns in key",
+            )
+    return rows
+
+
+def _by_name(query: Query, found: list[Any]) -> tuple[dict[str, Sequence[Any]], dict[str, Sequence[Any]]]:
+    """The values of each column, and of each guard."""
+    columns = [column.name for column in query.columns]
+    guarded = [column.name for column in query.columns if column.guard]
+    values = list(zip(*found, strict=True)) if found else [()] * (len(columns) + len(guarded))
+    return dict(zip(columns, values, strict=False)), dict(zip(guarded, values[len(columns) :], strict=True))
 
 
 def _where(url: URL) -> str:
@@ -395,6 +405,9 @@ def _where(url: URL) -> str:
 
 _REFUSED = frozenset({1044, 1045, 1142, 1143, 1227, 1698, 1820, 3118})
 _MISCONFIGURED = frozenset({1049, 1054, 1064, 1109, 1146, 1149, 1305})
+_UNREACHABLE = frozenset({2002, 2003, 2005})
+_TURNED_AWAY = frozenset({1040, 1053, 1203, 1226, 1927})
+_OUT_OF_SORT_MEMORY = 1038
 _PASSING = frozenset({1205, 1213, 1317, 1969, 3024})
 
 
@@ -411,9 +424,13 @@ def _translate(error: Exception, url: URL) -> ProducerError:
         return AuthenticationError(text, hint="check url in the source, and the user's grants")
     if code in _MISCONFIGURED:
         return ConfigError(text)
+    if code == _OUT_OF_SORT_MEMORY:
+        return PermanentError(text, hint="name shorter columns in key, such as ones with an index")
     if code in _PASSING:
         return TransientError(text, hint="a smaller page_size or a longer statement_timeout_s may help")
-    if code is None or code >= 2000 or code in (1040, 1053, 1203, 1226, 1927):
+    if code in _UNREACHABLE:
+        return SourceUnavailableError(text, hint="is the server up, and host and port in the source's url right?")
+    if code is None or 2000 <= code < 3000 or code in _TURNED_AWAY:
         return SourceUnavailableError(text)
     return PermanentError(text)
 
