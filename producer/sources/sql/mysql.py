@@ -329,7 +329,12 @@ def _engine(url: URL, options: Options) -> AsyncEngine:
         url,
         poolclass=NullPool,
         isolation_level="AUTOCOMMIT",
-        connect_args={"conv": {}, "charset": "utf8mb4", "connect_timeout": max(1, round(options.connect_timeout_s))},
+        connect_args={
+            "conv": {},  # values stay the server's text
+            "charset": "utf8mb4",
+            "init_command": mysql_session.FIRST,
+            "connect_timeout": max(1, round(options.connect_timeout_s)),
+        },
     )
 
 

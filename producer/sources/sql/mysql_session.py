@@ -26,7 +26,6 @@ SETTINGS: Mapping[str, str] = {
     "autocommit": "1",
     "completion_type": "0",
     "character_set_collations": "''",  # which collation a literal of a character set has
-    "character_set_filesystem": "binary",
     "default_regex_flags": "''",
     "default_week_format": "0",
     "div_precision_increment": "4",
@@ -52,6 +51,10 @@ SETTINGS: Mapping[str, str] = {
 }
 #: The longest key, in characters or bytes, that `max_sort_length` sorts whole: a character weighs up to 32 bytes.
 MAX_KEY_LENGTH = 16_384
+#: The first statement of a connection: the driver and SQLAlchemy have queries of their own before the others.
+FIRST = "SET " + ", ".join(
+    f"SESSION {name} = {SETTINGS[name]}" for name in ("sql_mode", "sql_select_limit", "completion_type", "max_join_size", "sql_big_selects")
+)
 _NAMES = "SET NAMES utf8mb4 COLLATE utf8mb4_general_ci"
 _READ_ONLY = "SET SESSION TRANSACTION ISOLATION LEVEL REPEATABLE READ, READ ONLY"
 
