@@ -53,7 +53,8 @@ SETTINGS: Mapping[str, str] = {
 MAX_KEY_LENGTH = 16_384
 #: The first statement of a connection: the driver and SQLAlchemy have queries of their own before the others.
 FIRST = "SET " + ", ".join(
-    f"SESSION {name} = {SETTINGS[name]}" for name in ("sql_mode", "sql_select_limit", "completion_type", "max_join_size", "sql_big_selects")
+    f"SESSION {name} = {SETTINGS[name]}"
+    for name in ("sql_mode", "sql_select_limit", "completion_type", "max_join_size", "sql_big_selects")
 )
 _NAMES = "SET NAMES utf8mb4 COLLATE utf8mb4_general_ci"
 _READ_ONLY = "SET SESSION TRANSACTION ISOLATION LEVEL REPEATABLE READ, READ ONLY"
