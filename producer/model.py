@@ -269,6 +269,33 @@ class Page:
         return int(self.batch.num_rows) + len(self.rejected)
 
 
+@dataclass(frozen=True, slots=True)
+class Mark:
+    """Where a scan met a position that it was asked for.
+
+    ``row`` is the number of the last row of the page that is not after position number ``position``; -1: all rows are
+    after it. ``exact``: that row has the position's own key. Otherwise the source compared the keys.
+    """
+
+    row: int
+    position: int
+    exact: bool
+
+
+@dataclass(frozen=True, slots=True)
+class ScannedPage:
+    """Some rows of a scan, in the order of the traversal.
+
+    ``rejected`` are the rows that are not in ``batch``, each with its number among all rows of the page. ``replayed``
+    says of each row of ``batch`` whether it lies in a range that was asked for; None where none was.
+    """
+
+    batch: pa.RecordBatch
+    rejected: tuple[tuple[int, RejectedRow], ...] = ()
+    marks: tuple[Mark, ...] = ()
+    replayed: pa.Array | None = None
+
+
 # --- JSON forms: what the stores write and `producer checkpoint` shows ---------------------------------------------
 
 

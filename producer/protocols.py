@@ -10,7 +10,7 @@ All methods raise errors of `producer.errors` only, and none waits without a dea
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Protocol, TypeVar, runtime_checkable
 
 from producer.model import (
@@ -20,9 +20,11 @@ from producer.model import (
     Json,
     KeyDigest,
     KeyPage,
+    KeyPosition,
     NullKeys,
     Page,
     Position,
+    ScannedPage,
     Split,
     StreamState,
 )
@@ -119,6 +121,23 @@ class NullKeySource(Protocol):
     async def null_keys(self, stream: StreamConfig, named: int = 10) -> NullKeys:
         """Counts such rows among those that `stream` selects, and names the first `named`. Asks nothing where the
         source's catalogue says that there can be none."""
+        ...
+
+
+@runtime_checkable
+class ScanningSource(Protocol):
+    """A source that can read a whole stream once, by other means than its page readers."""
+
+    def scan(
+        self, stream: StreamConfig, dataset: Dataset, positions: Sequence[KeyPosition], replays: Sequence[Split]
+    ) -> AsyncGenerator[ScannedPage] | None:
+        """All rows that `stream` selects, each once, in the order of the traversal, in pages of bounded size; None
+        where this source has no such way.
+
+        No condition limits what is read, and nothing that the page readers have set is relied upon. Rows that cannot
+        be read are put aside (``rejected``), whatever `stream` says. A scan that broke (TransientError) has to be
+        started again from the beginning.
+        """
         ...
 
 

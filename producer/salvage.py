@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TypeVar
+
+import numpy as np
+import numpy.typing as npt
 
 from producer.errors import EncodeError, RecordTooLargeError
 
@@ -39,3 +42,10 @@ def salvage(rows: int, attempt: Callable[[int, int], T]) -> tuple[list[T], list[
                 parts = [(start, start + row), (start + row, start + row + 1), (start + row + 1, stop)]
             todo.extend(part for part in reversed(parts) if part[0] < part[1])
     return good, bad
+
+
+def other_rows(rows: int, bad: Sequence[int]) -> npt.NDArray[np.int64]:
+    """The numbers of the rows that are not bad, of so many rows in all."""
+    mask = np.ones(rows, dtype=bool)
+    mask[list(bad)] = False
+    return np.flatnonzero(mask)

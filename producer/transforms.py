@@ -31,6 +31,7 @@ from producer.config import (
     TransformConfig,
 )
 from producer.config.explain import nearest
+from producer.encoding.shown import shown
 from producer.errors import ConfigError, EncodeError, SchemaIncompatibleError
 from producer.model import Dataset, Page
 
@@ -116,7 +117,7 @@ class Transform:
             try:
                 arrays.append(column.values(batch))
             except EncodeError as error:
-                key = ", ".join(f"{name}={batch.column(name)[error.row]}" for name in self._shown_key(batch))
+                key = ", ".join(f"{name}={shown(batch.column(name)[error.row])}" for name in self._shown_key(batch))
                 message = f"the record with key {key}: {error.message}" if key else error.message
                 raise EncodeError(message, key=key, field=error.field, row=error.row) from None
         return pa.RecordBatch.from_arrays(arrays, schema=pa.schema([column.field for column in columns]))

@@ -1,4 +1,7 @@
-"""Owns ``producer verify``: does the topic hold what the source holds? Exit code 0 only if it does."""
+"""``producer verify``: does the topic hold what the source holds?
+
+Exit code 0: all streams agree. 2: those that do not were not compared, for a wrong configuration. Otherwise 1.
+"""
 
 from __future__ import annotations
 
@@ -6,22 +9,26 @@ import argparse
 import asyncio
 import contextlib
 import sys
+import traceback
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from producer.commands import options
+from producer.errors import ConfigError, ProducerError, unexpected
 
 if TYPE_CHECKING:
-    from producer.config import StreamConfig
-    from producer.verified import Range, Verified
+    from producer.config import Config, StreamConfig
     from producer.verify import Counts
+    from producer.verify.report import Range, Verified
 
 _INTERVAL_S = 0.5
+_DIFFERS, _WRONG_CONFIGURATION = 1, 2
 
 
 def add_parser(subparsers: Any) -> None:
     text = "read streams' topics back and compare them with the source"
-    parser = subparsers.add_parser("verify", help=text, description=f"{text}. Exit code 0: they agree; 1: they do not.")
+    codes = "Exit code 0: all agree; 1: one differs or cannot be compared; 2: only the configuration is wrong."
+    parser = subparsers.add_parser("verify", help=text, description=f"{text}. {codes}")
     options.add_config(parser)
     parser.add_argument("streams", metavar="STREAM", nargs="*", help="default: all streams, one after another")
     options.add_json(parser, "a line of JSON for each stream on stdout")
@@ -32,7 +39,6 @@ def add_parser(subparsers: Any) -> None:
 def run(args: argparse.Namespace) -> int:
     from producer.lean import arrow_without_pandas
     from producer.sources import ONE_SESSION
-    from producer.verify import Counts, verify
 
     arrow_without_pandas()
     config = options.load(args)
@@ -42,26 +48,48 @@ def run(args: argparse.Namespace) -> int:
         for stream in config.streams:
             if stream not in streams:
                 sys.stderr.write(f"{stream.name}: left out, since a run may be using its session; give its name\n")
+    codes = {_verify(args, config, stream) for stream in streams} - {0}
+    return 0 if not codes else _WRONG_CONFIGURATION if codes == {_WRONG_CONFIGURATION} else _DIFFERS
 
-    async def work(stream: StreamConfig) -> Verified:
-        counts = Counts()
-        shown = asyncio.create_task(_show(counts)) if args.progress or sys.stderr.isatty() else None
-        try:
-            return await verify(config, stream, counts)
-        finally:
-            if shown is not None:
-                shown.cancel()
-                _line("\r\x1b[K" if sys.stderr.isatty() else "")
 
-    agree = True
-    for stream in streams:
-        found = asyncio.run(work(stream))
-        agree &= found.comparison.agrees
-        if args.json:
-            options.say_json(found.to_json())
-        else:
-            _tell(found)
-    return 0 if agree else 1
+def _verify(args: argparse.Namespace, config: Config, stream: StreamConfig) -> int:
+    """Compares one stream and tells the result; an error does not keep the others from being compared."""
+    try:
+        found = asyncio.run(_compare(args, config, stream))
+    except Exception as error:
+        if args.debug and not isinstance(error, ProducerError):
+            traceback.print_exception(error)
+        known = error if isinstance(error, ProducerError) else unexpected(error)
+        _tell_error(args, stream, known)
+        return _WRONG_CONFIGURATION if isinstance(error, ConfigError) else _DIFFERS
+    if args.json:
+        options.say_json(found.to_json())
+    else:
+        _tell(found)
+    return 0 if found.agrees else _DIFFERS
+
+
+async def _compare(args: argparse.Namespace, config: Config, stream: StreamConfig) -> Verified:
+    from producer.verify import Counts, verify
+
+    counts = Counts()
+    shown = asyncio.create_task(_show(counts)) if args.progress or sys.stderr.isatty() else None
+    try:
+        return await verify(config, stream, counts)
+    finally:
+        if shown is not None:
+            shown.cancel()
+            _line("\r\x1b[K" if sys.stderr.isatty() else "")
+
+
+def _tell_error(args: argparse.Namespace, stream: StreamConfig, error: ProducerError) -> None:
+    """Why the stream could not be compared: on stderr, and as its line of JSON."""
+    text = args.redact(" ".join(str(error).split()))
+    sys.stderr.write(f"error: stream {stream.name!r} was not compared: {text}\n")
+    if args.json:
+        kind = type(error).__name__
+        options.say_json({"stream": stream.name, "topic": stream.topic, "agrees": False, "error": text, "kind": kind})
+    sys.stdout.flush()
 
 
 async def _show(counts: Counts) -> None:
@@ -92,6 +120,12 @@ def _tell(found: Verified) -> None:
         say(f"  {c.deleted:,} keys deleted: their last record is a tombstone")
     if c.pending:
         say(f"  {c.pending:,} rows after the checkpoint are not on the topic yet")
+    if c.dead_lettered:
+        say(f"  {c.dead_lettered:,} rows are in the dead letters")
+    if found.letters_without_key and not c.agrees:
+        say(f"  {found.letters_without_key:,} dead letters do not tell their row's key, which is masked")
+    for column, count in c.null_keys.items():
+        say(f"  {count:,} rows with NULL in column {column} are not sent")
     _kind("missing on the topic", c.missing, found.missing)
     _kind("on the topic and not in the source (any more)", c.unexpected, found.unexpected)
     _kind("with another value on the topic", c.differing, found.differing)
@@ -110,9 +144,12 @@ def _kind(text: str, count: int, names: Sequence[str]) -> None:
 def _ranges(unequal: Sequence[Range]) -> None:
     """Where in the source the rows are that are missing or differ."""
     from producer.model import describe_position
-    from producer.verified import NAMED
+    from producer.verify.report import NAMED
 
     for part in unequal[:NAMED]:
+        if not part.split:
+            options.say(f"  in no split, so that nothing sends them: {part.rows:,} rows, {part.missing:,} missing")
+            continue
         start = "from the start" if part.after is None else f"after {describe_position(part.after)}"
         end = "to the end" if part.through is None else f"up to {describe_position(part.through)}"
         options.say(

@@ -30,6 +30,7 @@ from producer.encoding.plan import (
     compile_plan,
     source_column,
 )
+from producer.encoding.shown import shown
 from producer.errors import EncodeError, SchemaIncompatibleError
 
 Kernel = Literal["auto", "c", "numpy", "fastavro"]
@@ -131,7 +132,7 @@ class AvroEncoder:
         """A row's values of the columns that this schema takes, as ``id=5, day=2024-01-01``: for messages."""
         by_name = {name: index for index, name in enumerate(batch.schema.names)}
         columns = [source_column(field, by_name) for field in self.names.resolve(self.names.schema)["fields"]]
-        return ", ".join(f"{batch.schema.names[i]}={batch.column(i)[row]}" for i in columns if i is not None)
+        return ", ".join(f"{batch.schema.names[i]}={shown(batch.column(i)[row])}" for i in columns if i is not None)
 
     def _encode_c(self, batch: pa.RecordBatch) -> EncodedColumn:
         offsets = np.empty(batch.num_rows + 1, dtype=np.int64)

@@ -23,8 +23,8 @@ from producer.metrics import Metrics
 from producer.model import KeyPosition
 from producer.parts import make_store
 from producer.service import Service
-from producer.verified import Verified
 from producer.verify import Counts, verify
+from producer.verify.report import Verified
 from tests.integration.kafka_rows import read_topic
 
 ROWS = 300

@@ -6,8 +6,9 @@ module each (`postgres`, `sqlite`, `mysql`, `generic`), behind the seam of `tabl
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import AsyncGenerator, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Literal
 
@@ -28,16 +29,18 @@ from producer.model import (
     Page,
     Position,
     RejectedRow,
+    ScannedPage,
     Split,
 )
 from producer.protocols import PageReader
 from producer.sources.sql import keyset, nulls, splits, tail, ties, watched
+from producer.sources.sql import scan as scanning
 from producer.sources.sql.dialects import open_database
 from producer.sources.sql.keys import SqlKeys
 from producer.sources.sql.keyset import Selection
 from producer.sources.sql.names import find_column, parameter_names
 from producer.sources.sql.scalars import first_repeat, scalar_of
-from producer.sources.sql.table import Database, Options, Query, Rows, Session, Table
+from producer.sources.sql.table import Database, Options, Query, Rows, ScanningDatabase, Session, Table
 from producer.sources.sql.tail import TailReader
 from producer.traversal import is_last, key_values, offset_rows, offset_split, offset_window, start_of
 
@@ -134,6 +137,27 @@ class SqlSource:
         selection = tail.followed(selection, self._database, stream)
         pages = SqlReader(stream, tail.growing(selection, self._database), split, self._database)
         return TailReader(stream, pages, selection, split, self._database) if stream.late_commit_s else pages
+
+    def scan(
+        self, stream: StreamConfig, dataset: Dataset, positions: Sequence[KeyPosition], replays: Sequence[Split]
+    ) -> AsyncGenerator[ScannedPage] | None:
+        """See `producer.protocols.ScanningSource`; None where the dialect cannot scan."""
+        if not isinstance(self._database, ScanningDatabase):
+            return None
+        return self._scan(self._database, stream, positions, replays)
+
+    async def _scan(
+        self,
+        database: ScanningDatabase,
+        stream: StreamConfig,
+        positions: Sequence[KeyPosition],
+        replays: Sequence[Split],
+    ) -> AsyncGenerator[ScannedPage]:
+        selection = await self._selection(stream)
+        pages = scanning.scan(database, selection, self._database.mark, positions, replays)
+        async with contextlib.aclosing(pages):
+            async for page in pages:
+                yield page
 
     async def keys(self, stream: StreamConfig) -> SqlKeys:
         selection = await self._select(stream, stream.table or "")

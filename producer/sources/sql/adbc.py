@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -75,6 +75,12 @@ class Connection:
         if cut:
             self.rollback()
         return Result(table, cut)
+
+    def batches(self, sql: str, options: Mapping[str, str]) -> Generator[pa.RecordBatch]:
+        """A result batch by batch, however long it is."""
+        with self._reader(sql, (), options) as reader, contextlib.suppress(StopIteration):
+            while True:
+                yield reader.read_next_batch()
 
     @contextlib.contextmanager
     def _reader(self, sql: str, values: Sequence[Any], options: Mapping[str, str]) -> Iterator[Any]:

@@ -10,6 +10,7 @@ import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from concurrent.futures import Executor
+from contextlib import AbstractAsyncContextManager
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -29,13 +30,13 @@ from producer.errors import (
 )
 from producer.identity import Identity
 from producer.model import KeyScalar
-from producer.sources.sql import mysql_session, mysql_types
+from producer.sources.sql import mysql_scan, mysql_session, mysql_types
 from producer.sources.sql.arrow import read_rows
 from producer.sources.sql.lexis import Lexis
 from producer.sources.sql.mysql_session import literal
 from producer.sources.sql.names import bind_named, nearest_table, quote, split_name
 from producer.sources.sql.origin import MYSQL_VARIABLES, mysql_origin
-from producer.sources.sql.table import MAX_RESULT_BYTES, Column, Options, Query, Rows, Table
+from producer.sources.sql.table import MAX_RESULT_BYTES, Column, Options, Query, Rows, Scan, Table
 from producer.sources.sql.threads import STOP_GRACE_S
 
 if TYPE_CHECKING:
@@ -94,6 +95,10 @@ class MysqlDatabase:
     async def close(self) -> None:
         await self._meta.close()
         await self._engine.dispose()
+
+    def open_scan(self) -> AbstractAsyncContextManager[Scan]:
+        url, timeout_s = self._url, self._options.connect_timeout_s
+        return mysql_scan.open_scan(url, _page, lambda error: _translate(error, url), timeout_s)
 
     def session(self) -> MysqlSession:
         return MysqlSession(self._engine, self._url, self._options)

@@ -13,6 +13,7 @@ import json
 import random
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor
+from contextlib import AbstractAsyncContextManager
 from dataclasses import replace
 from datetime import date
 from functools import partial
@@ -28,7 +29,7 @@ from producer.holes import Snapshot
 from producer.identity import Identity
 from producer.model import KeyScalar
 from producer.postgres_urls import PostgresUrl
-from producer.sources.sql import libpq, postgres_types, postgres_values
+from producer.sources.sql import libpq, postgres_scan, postgres_types, postgres_values
 from producer.sources.sql.adbc import Connection, Result, connector, tuples
 from producer.sources.sql.arrow import part, read_rows
 from producer.sources.sql.lexis import Lexis
@@ -40,7 +41,7 @@ from producer.sources.sql.postgres_catalog import Run, parameter_types, reflect,
 from producer.sources.sql.postgres_errors import translate
 from producer.sources.sql.postgres_notify import listening
 from producer.sources.sql.scalars import key_of, key_scalar
-from producer.sources.sql.table import MAX_RESULT_BYTES, Column, Options, Query, Rows, Table
+from producer.sources.sql.table import MAX_RESULT_BYTES, Column, Options, Query, Rows, Scan, Table
 from producer.sources.sql.threads import STOP_GRACE_S, in_thread
 
 T = TypeVar("T")
@@ -86,6 +87,10 @@ class PostgresDatabase:
         if self._copies is not None:
             with contextlib.suppress(TimeoutError):
                 await in_thread(self._executor, self._copies.close, deadline_s=self._options.connect_timeout_s)
+
+    def open_scan(self) -> AbstractAsyncContextManager[Scan]:
+        uri, timeout_s = _libpq_uri(self._url, self._options), self._options.connect_timeout_s
+        return postgres_scan.open_scan(self._executor, uri, _page, partial(translate, url=self._url), timeout_s)
 
     def session(self) -> PostgresSession:
         return PostgresSession(self._options, self._url, self._executor, self._pool, self._copies)

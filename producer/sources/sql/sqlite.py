@@ -20,6 +20,7 @@ import re
 import uuid
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Executor
+from contextlib import AbstractAsyncContextManager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
@@ -39,13 +40,13 @@ from producer.errors import (
 )
 from producer.identity import Identity
 from producer.model import KeyScalar
-from producer.sources.sql import sqlite_types
+from producer.sources.sql import sqlite_scan, sqlite_types
 from producer.sources.sql.adbc import Connection, tuples
 from producer.sources.sql.arrow import read_rows
 from producer.sources.sql.lexis import Lexis
 from producer.sources.sql.names import bind_named, nearest_table, quote, split_name
 from producer.sources.sql.origin import sqlite_origin
-from producer.sources.sql.table import Column, Options, Query, Rows, Table
+from producer.sources.sql.table import Column, Options, Query, Rows, Scan, Table
 from producer.sources.sql.threads import in_thread
 
 T = TypeVar("T")
@@ -76,6 +77,9 @@ class SqliteDatabase:
 
     async def close(self) -> None:
         await self._meta.close()
+
+    def open_scan(self) -> AbstractAsyncContextManager[Scan]:
+        return sqlite_scan.open_scan(self._executor, self._path, lambda error: _translate(error, self._path))
 
     def session(self) -> SqliteSession:
         return SqliteSession(self._path, self._timeout_s, self._executor)

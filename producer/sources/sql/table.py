@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import AsyncGenerator, Callable, Mapping
+from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import pyarrow as pa
 
@@ -196,3 +197,25 @@ class Database(Protocol):
         """FROM clause (alias ``t``) of enough rows for quantiles, a random sample of a big table; None where the
         database has no sampling."""
         ...
+
+
+class Scan(Protocol):
+    """One read-only transaction on a connection of its own, with settings that are stated for it alone.
+
+    Values are written into the statement as literals: no parameter is bound in the way of `Session`.
+    """
+
+    async def first(self, query: Query) -> tuple[KeyScalar, ...] | None:
+        """The key of the first row of `query`; None where there is no row, or a value of its key is NULL."""
+        ...
+
+    def rows(self, query: Query) -> AsyncGenerator[Rows]:
+        """The whole result in pages of bounded size, however long it takes."""
+        ...
+
+
+@runtime_checkable
+class ScanningDatabase(Protocol):
+    """A dialect that can read a table in one statement."""
+
+    def open_scan(self) -> AbstractAsyncContextManager[Scan]: ...

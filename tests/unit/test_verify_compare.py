@@ -10,9 +10,13 @@ from contextlib import ExitStack
 import numpy as np
 import pytest
 
-from producer.reconcile import Comparison, Side, compare
+from producer.verify.compare import Comparison, Kind, Places, Side, compare
 
 LIMIT = 10
+#: A place for each kind, all of one range; the flags of the rows below are among them.
+KINDS = Places(np.array([Kind.PENDING, Kind.NEEDED, Kind.KNOWN], np.uint8), np.zeros(3, np.intp), 1)
+PENDING, NEEDED, KNOWN = range(3)
+LETTER = 8  # added to a row's place: it is in the dead letters
 IN_MEMORY, IN_FILES = 1000, 3
 
 
@@ -27,11 +31,11 @@ def compared(
 ) -> Comparison:
     with ExitStack() as stack:
         sides = [stack.enter_context(Side(capacity)) for _ in range(2)]
-        for side, records in zip(sides, (source, topic), strict=True):
-            for key, value, flag in records:
-                hashes = np.array([key * 2**56, value], dtype=np.int64)
-                side.add(hashes[:1], hashes[1:], bool(flag))
-        return compare(sides[0], sides[1], LIMIT)
+        for key, value, place in source:
+            sides[0].add(np.array([key * 2**56]), np.array([value]), bool(place & LETTER), place & ~LETTER)
+        for key, value, flag in topic:
+            sides[1].add(np.array([key * 2**56]), np.array([value]), bool(flag))
+        return compare(sides[0], sides[1], LIMIT, KINDS)
 
 
 def keys(found: set[int]) -> list[int]:
@@ -96,34 +100,70 @@ def test_what_is_beyond_the_checkpoint_may_be_there_or_not(capacity: int) -> Non
     assert found.pending == 1
 
 
+def test_a_row_whose_key_alone_is_known_is_neither_missing_nor_unexpected(capacity: int) -> None:
+    known = [(50, 1, KNOWN), (51, 1, KNOWN)]
+    found = compared([*ROWS, *known], [*RECORDS, (50, 2, 0)], capacity)
+    assert found.agrees
+    assert found.pending == 0
+
+
+def test_a_row_in_the_dead_letters_need_not_be_there_as_it_is_now(capacity: int) -> None:
+    places = (NEEDED, PENDING, KNOWN)
+    lettered = [(50 + i, 1, place | LETTER) for i, place in enumerate((*places, *places, *places))]
+    topic = [(key, value, 0) for key, value in [(53, 1), (54, 1), (55, 1), (56, 2), (57, 2), (58, 2)]]
+    found = compared([*ROWS, *lettered], [*RECORDS, *topic], capacity)
+    assert found.agrees
+    assert (found.dead_lettered, found.pending) == (4, 0)  # not there, or with another value
+
+
+def test_rows_without_a_key_differ(capacity: int) -> None:
+    found = compared(ROWS, RECORDS, capacity)
+    found.null_keys["code"] = 1
+    assert not found.agrees
+
+
 def test_what_must_be_there_is_counted_by_where_it_was_read(capacity: int) -> None:
-    rows = [(1, 10, 1, 0), (2, 20, 1, 0), (3, 30, 1, 1), (4, 40, 1, 1), (5, 50, 1, 2), (6, 60, 0, 3)]
+    rows = [(1, 10, 0), (2, 20, 0), (3, 30, 1), (4, 40, 1), (5, 50, 2), (6, 60, 3)]
     records = [(1, 10), (2, 20), (4, -1), (5, 50), (9, 90)]
+    kinds = np.array([Kind.NEEDED, Kind.NEEDED, Kind.NEEDED, Kind.PENDING], np.uint8)
     with Side(capacity) as ours, Side(capacity) as theirs:
-        for key, value, needed, place in rows:
-            ours.add(np.array([key * 2**56]), np.array([value]), bool(needed), place)
+        for key, value, place in rows:
+            ours.add(np.array([key * 2**56]), np.array([value]), False, place)
         for key, value in records:
             theirs.add(np.array([key * 2**56]), np.array([value]), False)
-        found = compare(ours, theirs, LIMIT, 4)
-    places = found.places
+        found = compare(ours, theirs, LIMIT, Places(kinds, np.arange(4), 4))
+    ranges = found.ranges
     assert (found.missing, found.differing, found.unexpected, found.pending) == (1, 1, 1, 1)
-    assert places.rows.tolist() == [2, 2, 1, 0]
-    assert places.missing.tolist() == [0, 1, 0, 0]
-    assert places.differing.tolist() == [0, 1, 0, 0]
-    agrees = (places.source_checksum == places.topic_checksum).tolist()
+    assert ranges.rows.tolist() == [2, 2, 1, 0]
+    assert ranges.missing.tolist() == [0, 1, 0, 0]
+    assert ranges.differing.tolist() == [0, 1, 0, 0]
+    agrees = (ranges.source_checksum == ranges.topic_checksum).tolist()
     assert agrees == [True, False, True, True]
-    assert int(places.source_checksum.sum(dtype=np.uint64)) == found.source_checksum
-    assert places.source_checksum[0] and places.source_checksum[2]
+    assert int(ranges.source_checksum.sum(dtype=np.uint64)) == found.source_checksum
+    assert ranges.source_checksum[0] and ranges.source_checksum[2]
 
 
 def test_a_row_read_twice_counts_where_it_was_read_last(capacity: int) -> None:
     with Side(capacity) as ours, Side(capacity) as theirs:
         for place in (1, 0):
-            ours.add(np.array([2**56]), np.array([7]), True, place)
+            ours.add(np.array([2**56]), np.array([7]), False, place)
         theirs.add(np.array([2**56]), np.array([7]), False)
-        found = compare(ours, theirs, LIMIT, 2)
+        found = compare(ours, theirs, LIMIT, Places(np.full(2, Kind.NEEDED, np.uint8), np.arange(2), 2))
     assert found.agrees
-    assert found.places.rows.tolist() == [1, 0]
+    assert found.ranges.rows.tolist() == [1, 0]
+
+
+def test_a_side_that_is_cleared_starts_again(capacity: int) -> None:
+    with Side(capacity) as ours, Side(capacity) as theirs:
+        for key in range(8):
+            ours.add(np.array([key * 2**56]), np.array([key]), False, NEEDED)
+        ours.clear()
+        assert ours.count == 0
+        ours.add(np.array([2**56]), np.array([7]), False, NEEDED)
+        theirs.add(np.array([2**56]), np.array([7]), False)
+        found = compare(ours, theirs, LIMIT, KINDS)
+    assert found.agrees
+    assert found.source_rows == 1
 
 
 def test_names_are_limited_and_counts_are_not(capacity: int) -> None:
@@ -141,10 +181,10 @@ def test_a_million_records_a_side_take_little_memory() -> None:
     tracemalloc.start()
     try:
         with Side() as source, Side() as topic:
-            for side, flag in ((source, True), (topic, False)):
+            for side, place in ((source, NEEDED), (topic, 0)):
                 for part in np.split(random_keys, 100):
-                    side.add(part, part, flag)
-            found = compare(source, topic, LIMIT)
+                    side.add(part, part, False, place)
+            found = compare(source, topic, LIMIT, KINDS)
         _, peak = tracemalloc.get_traced_memory()
     finally:
         tracemalloc.stop()

@@ -1,4 +1,4 @@
-"""Owns the comparison of two sides of any size by the hashes of their keys and values.
+"""Compares two sides of any size by the hashes of their keys and values.
 
 A side is what was read from it, in order: 21 bytes a record, in memory while there are few, in temporary files by the
 key's hash (256 of them) when there are many; one piece of both is compared at a time. Of several records with one key
@@ -7,11 +7,12 @@ the last one counts. The hashes are Python's own of bytes (SipHash with 64 bits,
 
 from __future__ import annotations
 
+import enum
 import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
 import numpy as np
 import numpy.typing as npt
@@ -26,7 +27,8 @@ Records = npt.NDArray[np.void]
 
 
 class Side:
-    """The records of one side. ``flag`` is the caller's own: see `compare`. `close` removes the files."""
+    """The records of one side. ``flag`` and ``place`` are the caller's own: see `compare`. Leaving the ``with`` block
+    removes the files."""
 
     def __init__(self, max_in_memory: int = MAX_IN_MEMORY) -> None:
         self.count = 0
@@ -39,22 +41,39 @@ class Side:
         return self
 
     def __exit__(self, *_: object) -> None:
-        if self._folder is not None:
-            self._folder.cleanup()
+        self.close()
 
     @property
     def in_files(self) -> bool:
         return self._folder is not None
 
-    def add(self, keys: Hashes, values: Hashes, flags: npt.NDArray[np.bool_] | bool, place: int = 0) -> None:
-        """More records, after those that are there; `place` numbers the part of the side that they are from."""
+    def add(
+        self,
+        keys: Hashes,
+        values: Hashes,
+        flags: npt.NDArray[np.bool_] | bool,
+        places: npt.NDArray[np.integer[Any]] | int = 0,
+    ) -> None:
+        """Adds records after those that are there; `places` numbers the part of the side that they are from."""
         records = np.empty(len(keys), dtype=_RECORD)
-        records["key"], records["value"], records["flag"], records["place"] = keys, values, flags, place
+        records["key"], records["value"], records["flag"], records["place"] = keys, values, flags, places
         self._waiting.append(records)
         self.count += len(records)
         self._waiting_count += len(records)
         if self._waiting_count >= self._max:
             self.write_files()
+
+    def clear(self) -> None:
+        """Forgets all records."""
+        self.close()
+        self.count = 0
+        self._waiting, self._waiting_count = [], 0
+
+    def close(self) -> None:
+        """Removes the files."""
+        folder, self._folder = self._folder, None
+        if folder is not None:
+            folder.cleanup()
 
     def write_files(self) -> None:
         """Moves what is in memory to the files."""
@@ -87,22 +106,42 @@ class Side:
         return taken
 
 
-class Places:
-    """Counts and checksums by the place of the source's rows, for those that must be on the topic: arrays of them.
+class Kind(enum.IntEnum):
+    """What a row of the source says about the topic."""
 
-    The topic's checksum of a place is that of its keys with the values on the topic.
+    KNOWN = 0  # the key may be there, with any value; nothing is counted
+    PENDING = 1  # the same; counted where it is not there
+    NEEDED = 2  # it must be there, with this value
+
+
+@dataclass(frozen=True, slots=True)
+class Places:
+    """For each place of the source's rows its kind and the number of its range, which is below `ranges`."""
+
+    kinds: npt.NDArray[np.uint8]
+    range_of: npt.NDArray[np.intp]
+    ranges: int
+
+
+class RangeCounts:
+    """Counts and checksums of the rows that must be on the topic: arrays with an item for each range.
+
+    The topic's checksum of a range is that of its keys with the values on the topic.
     """
 
-    def __init__(self, count: int) -> None:
-        self.rows, self.missing, self.differing = (np.zeros(count, np.int64) for _ in range(3))
-        self.source_checksum, self.topic_checksum = (np.zeros(count, np.uint64) for _ in range(2))
+    def __init__(self, ranges: int) -> None:
+        self.rows, self.missing, self.differing = (np.zeros(ranges, np.int64) for _ in range(3))
+        self.source_checksum, self.topic_checksum = (np.zeros(ranges, np.uint64) for _ in range(2))
 
 
 @dataclass(slots=True)
 class Comparison:
-    """What `compare` found. The hashes are those of keys, `limit` of each kind at most; the counts are of all."""
+    """What `compare` found. The hashes are those of keys, `limit` of each kind at most; the counts are of all.
 
-    places: Places
+    ``null_keys`` counts the rows that cannot be sent because a column of the key or order is NULL, by that column.
+    """
+
+    ranges: RangeCounts
 
     source_rows: int = 0
     source_repeats: int = 0  # rows with the key of a later row
@@ -112,6 +151,7 @@ class Comparison:
     updates: int = 0  # records with the key of an earlier one, and another value
     deleted: int = 0  # keys of which the last record is a tombstone
     pending: int = 0  # rows that need not be there yet, and are not
+    dead_lettered: int = 0  # rows that are in the dead letters, and not on the topic as they are now
     missing: int = 0
     unexpected: int = 0
     differing: int = 0
@@ -120,24 +160,25 @@ class Comparison:
     missing_keys: set[int] = field(default_factory=set)
     unexpected_keys: set[int] = field(default_factory=set)
     differing_keys: set[int] = field(default_factory=set)
+    null_keys: dict[str, int] = field(default_factory=dict)
 
     @property
     def agrees(self) -> bool:
-        return not (self.missing or self.unexpected or self.differing) and self.source_checksum == self.topic_checksum
+        lost = self.missing or self.unexpected or self.differing or self.null_keys
+        return not lost and self.source_checksum == self.topic_checksum
 
 
-def compare(source: Side, topic: Side, limit: int, places: int = 1) -> Comparison:
-    """Compares both sides and uses them up; the places of the source's rows are below `places`.
+def compare(source: Side, topic: Side, limit: int, places: Places) -> Comparison:
+    """Compares both sides and uses them up.
 
-    The flag of a row of the source: it must be on the topic (and otherwise may be, with any value); that of a record of
-    the topic: it is a tombstone.
+    The flag of a row of the source: it is in the dead letters. The flag of a record of the topic: it is a tombstone.
 
     The checksums are sums over the keys that must be there or are not known, of a hash of key and value: equal sets
     give equal sums in any order.
     """
-    found = Comparison(Places(places))
+    found = Comparison(RangeCounts(places.ranges))
     for ours, theirs in _pieces(source, topic):
-        _compare(found, ours, theirs, limit)
+        _compare(found, ours, theirs, limit, places)
     return found
 
 
@@ -151,7 +192,7 @@ def _pieces(source: Side, topic: Side) -> Iterator[tuple[Records, Records]]:
         yield source.piece(number), topic.piece(number)
 
 
-def _compare(found: Comparison, source: Records, topic: Records, limit: int) -> None:
+def _compare(found: Comparison, source: Records, topic: Records, limit: int, places: Places) -> None:
     rows, last = _by_key(source)
     found.source_rows += len(rows)
     found.source_repeats += int(np.count_nonzero(~last))
@@ -170,11 +211,14 @@ def _compare(found: Comparison, source: Records, topic: Records, limit: int) -> 
     found.topic_keys += len(records)
 
     at, there = _find(rows["key"], records["key"])
-    needed = rows["flag"] == 1
+    kind, of_range = places.kinds[rows["place"]], places.range_of[rows["place"]]
     same = np.zeros(len(rows), dtype=bool)
     same[there] = rows["value"][there] == records["value"][at[there]]
+    dead = (rows["flag"] == 1) & ~same & (kind != Kind.KNOWN)
+    needed = (kind == Kind.NEEDED) & ~dead
     _, known = _find(records["key"], rows["key"])
-    found.pending += int(np.count_nonzero(~there & ~needed))
+    found.dead_lettered += int(np.count_nonzero(dead))
+    found.pending += int(np.count_nonzero(~there & (kind == Kind.PENDING) & ~dead))
     found.missing += _note(found.missing_keys, rows["key"][~there & needed], limit)
     found.differing += _note(found.differing_keys, rows["key"][there & needed & ~same], limit)
     found.unexpected += _note(found.unexpected_keys, records["key"][~known], limit)
@@ -183,11 +227,11 @@ def _compare(found: Comparison, source: Records, topic: Records, limit: int) -> 
     ours, theirs = _mixed(rows), _mixed(records)
     found.source_checksum = (found.source_checksum + _sum(ours[needed])) % 2**64
     found.topic_checksum = (found.topic_checksum + _sum(theirs[counted])) % 2**64
-    by, place, has = found.places, rows["place"], there & needed
+    by, has = found.ranges, there & needed
     for counts, chosen in ((by.rows, needed), (by.missing, needed & ~there), (by.differing, has & ~same)):
-        counts += np.bincount(place[chosen], minlength=len(counts))
-    np.add.at(by.source_checksum, place[needed], ours[needed])
-    np.add.at(by.topic_checksum, place[has], theirs[at[has]])
+        counts += np.bincount(of_range[chosen], minlength=len(counts))
+    np.add.at(by.source_checksum, of_range[needed], ours[needed])
+    np.add.at(by.topic_checksum, of_range[has], theirs[at[has]])
 
 
 def _by_key(records: Records) -> tuple[Records, npt.NDArray[np.bool_]]:

@@ -1,4 +1,4 @@
-"""Owns what a verification came to: of all rows and records, and of each range of the source."""
+"""The result of a verification: of all rows and records, and of each range of the source."""
 
 from __future__ import annotations
 
@@ -6,14 +6,18 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from producer.model import Position, position_to_json
-from producer.reconcile import Comparison
+from producer.verify.compare import Comparison
 
-NAMED = 10  #: how many differing keys of a kind are named
+NAMED = 10  #: how many keys of a kind are named
 
 
 @dataclass(frozen=True, slots=True)
 class Range:
-    """What was found of the rows of one split after `after`, up to and with `through` (None: no bound)."""
+    """What was found of the rows of one split after `after`, up to and with `through` (None: no bound).
+
+    A `split` of '' stands for rows that belong to no split, which nothing sends; 'replays' for those that only replays
+    have read.
+    """
 
     split: str
     after: Position | None
@@ -54,16 +58,21 @@ class Verified:
     comparison: Comparison
     ranges: list[Range]
     seconds: float = 0.0
+    letters_without_key: int = 0
     missing: list[str] = field(default_factory=list)
     unexpected: list[str] = field(default_factory=list)
     differing: list[str] = field(default_factory=list)
+
+    @property
+    def agrees(self) -> bool:
+        return self.comparison.agrees
 
     def to_json(self) -> dict[str, Any]:
         """For ``--json``; the checksums are salted anew in each run."""
         found = self.comparison
         names = (
             *("source_rows", "topic_records", "topic_keys", "duplicates", "updates", "deleted", "pending"),
-            *("missing", "unexpected", "differing"),
+            *("dead_lettered", "missing", "unexpected", "differing", "null_keys"),
         )
         return {
             "stream": self.stream,
