@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 #: A page of a scan; the first one waits for the server to sort, where no index has the order.
 WAIT_S = 3600.0
-_PAGE_ROWS, _PAGE_BYTES, _FETCH_ROWS = 20_000, 8 * 2**20, 128
+_PAGE_ROWS, _PAGE_BYTES, _FETCH_ROWS = 8_000, 8 * 2**20, 128
 
 #: Every setting that decides which rows there are, how they sort and how a value reads, and the limits that would end a
 #: long scan. Those that the server does not know are left out.
