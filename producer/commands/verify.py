@@ -111,6 +111,8 @@ def _tell(found: Verified) -> None:
     say = options.say
     say(f"source: {c.source_rows - c.source_repeats:,} rows of stream {found.stream}")
     say(f"topic:  {c.topic_records:,} records in {found.topic}, {c.topic_keys:,} keys with a value")
+    if found.unscannable:
+        say(f"  the source was read by a run's own page readers, since a scan ends at a row: {found.unscannable}")
     if c.duplicates:
         say(f"  {c.duplicates:,} duplicates: the record before with the same key has the same value (sent again after")
         say("  a failure; a reader that keeps the last record of a key does not see them)")

@@ -50,7 +50,8 @@ class Range:
 class Verified:
     """What was found, of all and by ranges of the source up to the checkpoint.
 
-    The names are those of at most `NAMED` keys of a kind, such as ``id=5``.
+    The names are those of at most `NAMED` keys of a kind, such as ``id=5``. `letters_without_key` counts the dead
+    letters that do not tell their row's key; `unscannable` says why the source was read by its page readers.
     """
 
     stream: str
@@ -59,6 +60,7 @@ class Verified:
     ranges: list[Range]
     seconds: float = 0.0
     letters_without_key: int = 0
+    unscannable: str = ""
     missing: list[str] = field(default_factory=list)
     unexpected: list[str] = field(default_factory=list)
     differing: list[str] = field(default_factory=list)
@@ -78,6 +80,7 @@ class Verified:
             "stream": self.stream,
             "topic": self.topic,
             "agrees": found.agrees,
+            "unscannable": self.unscannable or None,
             **{name: getattr(found, name) for name in names},
             "source_rows": found.source_rows - found.source_repeats,
             "source_checksum": f"{found.source_checksum:016x}",

@@ -54,7 +54,7 @@ async def verify(config: Config, stream: StreamConfig, counts: Counts) -> Verifi
         comparison = await asyncio.to_thread(compare, ours, theirs, NAMED, places)
         unsent = rows.settle(comparison, places)
         found = Verified(stream.name, stream.topic, comparison, _ranges(rows.ranges.pieces, comparison.ranges))
-        found.letters_without_key = letters.without_key
+        found.letters_without_key, found.unscannable = letters.without_key, rows.unscannable
         if not comparison.agrees:
             await _name(found, rows, records)
             found.missing = [*unsent, *found.missing][:NAMED]

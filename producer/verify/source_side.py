@@ -78,7 +78,10 @@ class SourceSide:
         self._letters = letters
         self._counts = counts
         self._give_up_after_s = config.retry_timeout_s
+        self._progress = time.monotonic()
+        self._pieces = pieces
         self._scanned = ScanRanges(pieces)
+        self.unscannable = ""  # why the rows were read by the source's page readers after all
         self.ranges: ScanRanges | ReadRanges = self._scanned if self._scan() is not None else ReadRanges(pieces)
         self._transform = transform_of(stream, dataset)
         columns = dataset.schema if self._transform is None else self._transform.dataset.schema
@@ -101,7 +104,7 @@ class SourceSide:
 
     async def hash_into(self, side: Side) -> None:
         """Reads all rows. A scan that breaks is started again."""
-        breaks, progress = 0, time.monotonic()
+        breaks = 0
 
         def told(error: TransientError, wait_s: float) -> None:
             nonlocal breaks
@@ -109,16 +112,26 @@ class SourceSide:
             log.warning("retrying", error=str(error), wait_s=round(wait_s, 1))
 
         def progressed() -> float:
-            return progress if breaks < MOST_BREAKS else 0.0
+            return self._progress if breaks < MOST_BREAKS else 0.0
 
         async for attempt in attempts(give_up_after_s=self._give_up_after_s, before_sleep=told, progressed=progressed):
             with attempt:
-                side.clear()
-                self._begin()
-                async with aclosing(_ahead(self._chunks())) as chunks:
-                    async for chunk in chunks:
-                        await asyncio.to_thread(self._take, side, chunk)
-                        progress = time.monotonic()
+                try:
+                    await self._read(side)
+                except EncodeError as error:  # the database cannot compute a row, and tells nothing of the rest
+                    if self.unscannable:
+                        raise
+                    self.unscannable = error.message
+                    self.ranges = ReadRanges(self._pieces)
+                    await self._read(side)
+
+    async def _read(self, side: Side) -> None:
+        side.clear()
+        self._begin()
+        async with aclosing(_ahead(self._chunks())) as chunks:
+            async for chunk in chunks:
+                await asyncio.to_thread(self._take, side, chunk)
+                self._progress = time.monotonic()
 
     def _chunks(self) -> AsyncGenerator[_Chunk]:
         return self._scanned_chunks() if self.ranges is self._scanned else self._read_chunks()
