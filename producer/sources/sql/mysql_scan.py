@@ -41,7 +41,8 @@ _SETTINGS: Mapping[str, str] = {
     "div_precision_increment": "4",
     "lc_time_names": "'en_US'",
     "max_join_size": "18446744073709551615",
-    "max_sort_length": "8388608",
+    "max_sort_length": "524288",
+    "sort_buffer_size": "GREATEST(@@sort_buffer_size, 8388608)",  # with less the server refuses to sort such texts
     "max_statement_time": "0",
     "max_execution_time": "0",
     "net_write_timeout": "3600",
@@ -51,6 +52,8 @@ _SETTINGS: Mapping[str, str] = {
     "sql_select_limit": "18446744073709551615",
     "system_versioning_asof": "DEFAULT",
 }
+#: Before anything else, as the driver and SQLAlchemy have queries of their own.
+_FIRST = f"SET SESSION sql_mode = {_SETTINGS['sql_mode']}, SESSION sql_select_limit = {_SETTINGS['sql_select_limit']}"
 _NAMES = "SET NAMES utf8mb4 COLLATE utf8mb4_general_ci"
 _SNAPSHOT = (
     "SET SESSION TRANSACTION ISOLATION LEVEL REPEATABLE READ, READ ONLY",
@@ -79,7 +82,9 @@ class MysqlScan:
         return None
 
     async def rows(self, query: Query) -> AsyncGenerator[Rows]:
-        sql = bind_named(query.sql, lambda name: _literals(query.params[name], query.types.get(name, "")))
+        sql = bind_named(
+            query.sql, lambda name: _literals(query.params[name], query.types.get(name, "")), lexis="mysql"
+        )
         result = await self._run(lambda connection: _execute(connection, sql))
         ended = False
         try:
@@ -126,14 +131,16 @@ async def open_scan(
     connect_timeout_s: float,
 ) -> AsyncIterator[MysqlScan]:
     """A scan on a new connection. It is broken off at the end: what is left of a result is not read."""
-    from asyncmy.converters import conversions
-
-    as_text = {kind: convert for kind, convert in conversions.items() if not isinstance(kind, int)}
     engine = create_async_engine(
         url,
         poolclass=NullPool,
         isolation_level="AUTOCOMMIT",
-        connect_args={"conv": as_text, "charset": "utf8mb4", "connect_timeout": max(1, round(connect_timeout_s))},
+        connect_args={
+            "conv": {},  # values stay the server's text
+            "charset": "utf8mb4",
+            "init_command": _FIRST,
+            "connect_timeout": max(1, round(connect_timeout_s)),
+        },
     )
     connection: AsyncConnection | None = None
     try:
@@ -166,12 +173,12 @@ async def _prepare(connection: AsyncConnection) -> None:
 def _literals(value: Any, sql_type: str) -> str:
     """A parameter's value as SQL; of a list, with commas between, for ``IN (:name)``."""
     if isinstance(value, list | tuple):
-        return ", ".join(literal(item) for item in value) or "NULL"
-    return literal(mysql_types.ordinal(sql_type, value))
+        return ", ".join(literal(item, sql_type) for item in value) or "NULL"
+    return literal(mysql_types.ordinal(sql_type, value), sql_type)
 
 
-def literal(value: Any) -> str:
-    """A value as SQL that reads the same in every mode of the server."""
+def literal(value: Any, sql_type: str = "") -> str:
+    """A value as SQL that reads the same in every mode of the server. Bytes compared with a text are of its set."""
     match value:
         case None:
             return "NULL"
@@ -184,7 +191,8 @@ def literal(value: Any) -> str:
         case str() | uuid.UUID():
             return f"_utf8mb4 x'{str(value).encode().hex()}'"
         case bytes():
-            return f"x'{value.hex()}'"
+            charset = sql_type.partition(" character set ")[2].partition(" ")[0]
+            return f"_{charset or 'binary'} x'{value.hex()}'"
         case dt.datetime() if value.tzinfo is not None:
             return f"TIMESTAMP'{value.astimezone(dt.UTC).replace(tzinfo=None).isoformat(sep=' ')}'"
         case dt.datetime():

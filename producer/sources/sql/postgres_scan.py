@@ -78,7 +78,9 @@ class PostgresScan:
         return None
 
     async def rows(self, query: Query) -> AsyncGenerator[Rows]:
-        sql = bind_named(query.sql, lambda name: literal(query.params[name], query.types.get(name, "")))
+        sql = bind_named(
+            query.sql, lambda name: literal(query.params[name], query.types.get(name, "")), lexis="postgres"
+        )
         batches = self._connection.batches(sql, {"adbc.postgresql.batch_size_hint_bytes": str(_BATCH_BYTES)})
         ended = False
         try:

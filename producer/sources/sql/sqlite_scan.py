@@ -73,7 +73,7 @@ class SqliteScan:
             await self._run(pages.close)
 
     def _pages(self, query: Query) -> Generator[Rows]:
-        sql = bind_named(query.sql, lambda name: literal(query.params[name]))
+        sql = bind_named(query.sql, lambda name: literal(query.params[name]), lexis="sqlite")
         read = 0
         try:
             for table in self._tables(_with_prototypes(query, sql)):
