@@ -363,6 +363,8 @@ def _errors(doing: str, stream: str) -> Iterator[None]:
     except asyncpg.InvalidCatalogNameError as error:
         raise ConfigError(f"{what}: {error.args[0]}", hint="check checkpoints.url") from None
     except _AWAY as error:
+        if isinstance(error, asyncpg.PostgresError):  # it has answered
+            raise StoreUnavailableError(f"{what}: {error.args[0]} ({error.sqlstate})") from None
         reason = "no answer in time" if isinstance(error, TimeoutError) else type(error).__name__
         raise StoreUnavailableError(f"{what}: {reason}", hint="is the server up and reachable?") from None
     except asyncpg.PostgresError as error:

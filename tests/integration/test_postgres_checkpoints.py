@@ -284,4 +284,8 @@ async def test_refusals_of_the_server_are_told_by_their_kind(
     await connection.execute("DROP ROLE IF EXISTS reader_only; CREATE ROLE reader_only LOGIN")
     with pytest.raises(AuthenticationError, match="permission denied"):
         await open_store(postgres_dsn.replace("postgres@", "reader_only@"))
+    await connection.execute("ALTER ROLE reader_only CONNECTION LIMIT 0")
+    with pytest.raises(StoreUnavailableError, match="too many connections for role") as caught:
+        await open_store(postgres_dsn.replace("postgres@", "reader_only@"))
+    assert not caught.value.hint  # it has answered
     await connection.execute("DROP ROLE reader_only")

@@ -76,11 +76,12 @@ class AsyncIPTVPortalClient:
         if missing:
             variables = ", ".join("IPTVPORTAL_" + name.upper() for name in missing)
             raise ConfigError(f"iptvportal: {', '.join(missing)} not given", hint=f"set {variables}")
-        self.host = (url or f"https://{domain}.admin.iptvportal.ru").rstrip("/")
-        if not self.host.startswith(("http://", "https://")):
-            raise ConfigError("iptvportal: url must begin with https:// (or http://)")
-        if not parse(self.host, "iptvportal: url", example="https://HOST").host:
-            raise ConfigError("iptvportal: url names no host", hint="https://HOST")
+        self._url = (url or f"https://{domain}.admin.iptvportal.ru").rstrip("/")
+        parts = parse(self._url, "iptvportal: url", example="https://HOST")
+        if parts.scheme not in ("http", "https") or not parts.host:
+            raise ConfigError("iptvportal: url must begin with https:// (or http://), and name a host")
+        #: without credentials, as it may be shown
+        self.host = f"{parts.scheme}://{parts.authority}{parts.path}"
         self._timeout_s = timeout_s
         self._ssl_cafile = ssl_cafile
         self._max_connections = max_connections
@@ -102,7 +103,7 @@ class AsyncIPTVPortalClient:
         """Connects and proves the credentials (AuthenticationError). Idempotent."""
         if self._http is None:
             self._http = httpx.AsyncClient(
-                base_url=self.host,
+                base_url=self._url,
                 http2=importlib.util.find_spec("h2") is not None,  # used where the server's TLS offers it
                 timeout=self._timeout_s,
                 limits=httpx.Limits(max_connections=self._max_connections),
