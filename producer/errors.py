@@ -6,7 +6,7 @@
     ├─ ConfigError               wrong configuration: exit code 2
     ├─ TransientError            retried with backoff, then the split rewinds to its checkpoint
     │  ├─ RateLimitedError       FLOOD_WAIT, HTTP 429, the shared token bucket
-    │  ├─ SourceUnavailableError
+    │  ├─ SourceUnavailableError (RequestTimeoutError)
     │  ├─ SinkUnavailableError
     │  ├─ StoreUnavailableError
     │  └─ StandbyError            another worker is at it: asked again for as long as it takes
@@ -72,6 +72,10 @@ class RateLimitedError(TransientError):
 
 class SourceUnavailableError(TransientError):
     """The source cannot be reached, or broke off."""
+
+
+class RequestTimeoutError(SourceUnavailableError, TimeoutError):
+    """The source did not answer in time. Also a TimeoutError, for callers who catch that."""
 
 
 class SinkUnavailableError(TransientError):

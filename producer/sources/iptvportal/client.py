@@ -1,4 +1,4 @@
-"""Owns the IPTVPortal client: JSON-RPC over HTTPS, one session, batches, and the translation of every failure.
+"""The IPTVPortal client: JSON-RPC over HTTPS, one session, batches, and the translation of every failure.
 
 Protocol: ``/api/jsonrpc/`` authorises, ``/api/jsonsql/`` reads; the session goes in the header
 ``Iptvportal-Authorization: sessionid=...`` and lives about an hour.
@@ -11,7 +11,6 @@ import importlib.util
 import itertools
 import logging
 import os
-import re
 import time
 from collections.abc import Mapping, Sequence
 from types import TracebackType
@@ -24,10 +23,12 @@ from producer.errors import (
     AuthenticationError,
     ConfigError,
     PermanentError,
-    ProducerError,
     RateLimitedError,
+    RequestTimeoutError,
     SourceUnavailableError,
 )
+from producer.sources.iptvportal.answers import error_of, error_text, is_session_error, loads
+from producer.sources.iptvportal.query import QueryBuilder, Request
 from producer.urls import parse
 
 if TYPE_CHECKING:
@@ -39,8 +40,9 @@ Call = tuple[str, Mapping[str, Json]]  # method, params
 
 log = logging.getLogger("producer.iptvportal")
 
-_SESSION_ERROR = re.compile(r"session|authori[sz]|not logged|unauthenticated", re.IGNORECASE)
 _MAX_TEXT = 300
+#: How often one call may meet an expired session and log in again.
+_LOGINS = 5
 
 
 class AsyncIPTVPortalClient:
@@ -50,7 +52,7 @@ class AsyncIPTVPortalClient:
     given comes from ``IPTVPORTAL_DOMAIN`` (or ``IPTVPORTAL_URL``), ``IPTVPORTAL_USERNAME`` and
     ``IPTVPORTAL_PASSWORD``; ConfigError names what is missing. `schema_file` (or ``IPTVPORTAL_SCHEMA_FILE``) names the
     tables' columns, which the API does not. `timeout_s` bounds each request as a whole.
-    Nothing is retried here but the one call that met an expired session.
+    Nothing is retried here but a call that met an expired session. `query` builds requests for `execute`.
     """
 
     def __init__(
@@ -84,11 +86,13 @@ class AsyncIPTVPortalClient:
         self.host = f"{parts.scheme}://{parts.authority}{parts.path}"
         self._timeout_s = timeout_s
         self._ssl_cafile = ssl_cafile
-        self._max_connections = max_connections
+        # Not httpx's own bound: a request that is cancelled while it waits for a connection there keeps its place.
+        self._places = asyncio.Semaphore(max_connections)
         self._http: httpx.AsyncClient | None = None
         self._session: str | None = None
         self._authorising = asyncio.Lock()
         self._ids = itertools.count(1)
+        self.query = QueryBuilder()
 
     async def __aenter__(self) -> Self:
         await self.start()
@@ -106,7 +110,7 @@ class AsyncIPTVPortalClient:
                 base_url=self._url,
                 http2=importlib.util.find_spec("h2") is not None,  # used where the server's TLS offers it
                 timeout=self._timeout_s,
-                limits=httpx.Limits(max_connections=self._max_connections),
+                limits=httpx.Limits(max_connections=None),  # bounded by `_places`
                 verify=_tls(self._ssl_cafile),
             )
         if self._session is None:
@@ -142,6 +146,14 @@ class AsyncIPTVPortalClient:
             raise PermanentError(f"iptvportal: select answered with a {type(rows).__name__}, not with rows")
         return rows
 
+    async def execute(self, request: Request) -> Json:
+        """The result of a request that `query` has built: for a select its rows."""
+        return await self.call(request["method"], request["params"])
+
+    async def execute_many(self, requests: Sequence[Request]) -> list[Json]:
+        """The results of several requests, sent as one batch, in their order."""
+        return await self.batch([(request["method"], request["params"]) for request in requests]) if requests else []
+
     async def fetch_raw(self, calls: Sequence[Call]) -> tuple[Sequence[int], bytes]:
         """Sends the calls; the ids they were given and the undecoded answer, for `results` (in any thread)."""
         await self.start()
@@ -151,18 +163,23 @@ class AsyncIPTVPortalClient:
             for i, (method, params) in zip(ids, calls, strict=True)
         ]
         body = orjson.dumps(requests if len(requests) > 1 else requests[0])
-        session = self._session
-        status, answer = await self._post("/api/jsonsql/", body, session)
-        if self._is_expired(status, answer):
+        for _ in range(_LOGINS):
+            session = self._session
+            status, answer = await self._post("/api/jsonsql/", body, session)
+            if not _is_expired(status, answer):
+                self._raise_for_status(status, answer)
+                return ids, answer
             await self._authorise(session)
-            status, answer = await self._post("/api/jsonsql/", body, self._session)
-        self._raise_for_status(status, answer)
-        return ids, answer
+        # Each login succeeded, so the account is right: another session of it, or a short life, ends ours.
+        raise SourceUnavailableError(
+            f"iptvportal: {self.host} refused {_LOGINS} new sessions, one after another{self._detail(answer)}",
+            hint="does another program use the same account?",
+        )
 
     def results(self, raw: tuple[Sequence[int], bytes], calls: Sequence[Call]) -> list[Json]:
         """The results of an answer by its requests' ids, whatever their order. Errors as in `call`."""
         ids, body = raw
-        answers = _loads(body)
+        answers = loads(body)
         by_id = {a.get("id"): a for a in (answers if isinstance(answers, list) else [answers]) if isinstance(a, dict)}
         if list(by_id) == [None]:  # one error for the whole request
             by_id = dict.fromkeys(ids, by_id[None])
@@ -174,7 +191,7 @@ class AsyncIPTVPortalClient:
             if answer is None:
                 raise SourceUnavailableError(f"{subject} was not answered")
             if answer.get("error") is not None:
-                raise PermanentError(f"{subject}: {self._clean(_error_text(answer['error']))}")
+                raise error_of(subject, answer["error"], self._clean(error_text(answer["error"])))
             if "result" not in answer:
                 raise PermanentError(f"{subject} was answered with neither result nor error")
             out.append(answer["result"])
@@ -190,7 +207,7 @@ class AsyncIPTVPortalClient:
             if status in (401, 403):
                 raise self._refused(raw)
             self._raise_for_status(status, raw)
-            answer = _loads(raw)
+            answer = loads(raw)
             result = answer.get("result") if isinstance(answer, dict) else None
             session = result.get("session_id") if isinstance(result, dict) else None
             if not isinstance(session, str) or not session:
@@ -211,13 +228,13 @@ class AsyncIPTVPortalClient:
             headers["Iptvportal-Authorization"] = f"sessionid={session}"
         began = time.perf_counter()
         try:
-            async with asyncio.timeout(self._timeout_s):
+            async with self._places, asyncio.timeout(self._timeout_s):
                 # Streamed, since httpx's responses are cycles that would keep the body until they are collected.
                 request = self._http.stream("POST", path, content=body, headers=headers, timeout=self._timeout_s)
                 async with request as response:
                     answer = b"".join([part async for part in response.aiter_bytes()])
         except TimeoutError:
-            raise SourceUnavailableError(
+            raise RequestTimeoutError(
                 f"iptvportal: Request timeout: no answer from {self.host} in {self._timeout_s:g} s",
                 hint="raise batch_timeout, or lower chunk_size",
             ) from None
@@ -240,18 +257,6 @@ class AsyncIPTVPortalClient:
             )
         return response.status_code, answer
 
-    def _is_expired(self, status: int, raw: bytes) -> bool:
-        if status == 401:
-            return True
-        if len(raw) > 4096 or b'"error"' not in raw:
-            return False
-        try:
-            answers = _loads(raw)
-        except ProducerError:
-            return False
-        errors = [a.get("error") for a in (answers if isinstance(answers, list) else [answers]) if isinstance(a, dict)]
-        return any(e is not None and _SESSION_ERROR.search(_error_text(e)) is not None for e in errors)
-
     def _raise_for_status(self, status: int, raw: bytes) -> None:
         if status < 400:
             return
@@ -269,7 +274,7 @@ class AsyncIPTVPortalClient:
         except ValueError:
             return ""
         error = answer.get("error") if isinstance(answer, dict) else None
-        return "" if error is None else ": " + self._clean(_error_text(error))
+        return "" if error is None else ": " + self._clean(error_text(error))
 
     def _clean(self, text: str) -> str:
         """A foreign text on one line, shortened, without our secrets."""
@@ -279,18 +284,18 @@ class AsyncIPTVPortalClient:
         return " ".join(text.split())[:_MAX_TEXT]
 
 
-def _loads(raw: bytes) -> Json:
+def _is_expired(status: int, raw: bytes) -> bool:
+    """Whether the API refuses the session. Rows are not decoded for it: an error is short."""
+    if status == 401:
+        return True
+    if len(raw) > 4096 or b'"error"' not in raw:
+        return False
     try:
-        return orjson.loads(raw)
+        answers = orjson.loads(raw)
     except ValueError:
-        raise SourceUnavailableError("iptvportal: the answer is not JSON (cut short, or not from the API)") from None
-
-
-def _error_text(error: Json) -> str:
-    if isinstance(error, dict):
-        code, message = error.get("code"), str(error.get("message", ""))
-        return f"{message} (code {code})" if code is not None else message
-    return str(error)
+        return False
+    errors = [a.get("error") for a in (answers if isinstance(answers, list) else [answers]) if isinstance(a, dict)]
+    return any(error is not None and is_session_error(error) for error in errors)
 
 
 def _seconds(text: str | None) -> float | None:

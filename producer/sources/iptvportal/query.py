@@ -1,12 +1,13 @@
-"""Owns `Q`, the conditions of an IPTVPortal query, and how they become JSONSQL's ``where``."""
+"""Requests of the API and their conditions: `QueryBuilder`, `Q`, and how they become JSONSQL."""
 
 from __future__ import annotations
 
 import datetime as dt
 import decimal
 import difflib
+import re
 import uuid
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 from producer.errors import ConfigError
@@ -15,15 +16,63 @@ Json = Any
 
 #: Suffix of a keyword -> JSONSQL operator. ``isnull`` is `is` or `is_not` with null.
 LOOKUPS = {name: name for name in ("eq", "neq", "gt", "gte", "lt", "lte", "in", "like", "ilike", "is", "is_not")}
+#: Suffix -> (operator, pattern) of a comparison with a piece of text. Those with an i ignore case.
+_PIECES = {
+    f"{i}{name}": (f"{i}like", pattern)
+    for i in ("", "i")
+    for name, pattern in (("contains", "%{}%"), ("startswith", "{}%"), ("endswith", "%{}"))
+}
+_SUFFIXES = (*LOOKUPS, *_PIECES, "isnull")
+_LIKE_SPECIAL = re.compile(r"[\\%_]")  # PostgreSQL's LIKE takes a backslash before each
 _CONNECTIVES = ("and", "or", "not")
+
+
+#: A JSON-RPC request without its id, which the client gives: ``{"jsonrpc", "method", "params"}``.
+Request = Mapping[str, Json]
+
+
+class QueryBuilder:
+    """Builds requests for `AsyncIPTVPortalClient.execute`."""
+
+    def select(
+        self,
+        data: Sequence[Json] | str,
+        from_: Json,
+        where: Q | Mapping[str, Json] | None = None,
+        order_by: Json = None,
+        limit: int | None = None,
+        offset: int | None = None,
+        distinct: bool = False,
+        group_by: Json = None,
+    ) -> Request:
+        """A select of the columns `data`; None or False leaves an option out. ``order_by`` may be written as in SQL."""
+        given = {
+            "where": where_json(where),
+            "order_by": _order(order_by),
+            "limit": limit,
+            "offset": offset,
+            "distinct": distinct or None,
+            "group_by": group_by,
+        }
+        params = {"data": data, "from": from_} | {name: value for name, value in given.items() if value is not None}
+        return {"jsonrpc": "2.0", "method": "select", "params": params}
+
+
+def _order(order_by: Json) -> Json:
+    """``"last_seen DESC"`` as ``["last_seen", "DESC"]``; anything else is JSONSQL's already."""
+    if not isinstance(order_by, str):
+        return order_by
+    name, _, way = order_by.strip().partition(" ")
+    return [name, "DESC"] if way.strip().upper() == "DESC" else name
 
 
 class Q:
     """A condition: ``Q(disabled=False) & Q(balance__gte=10) | ~Q(name__like="a%")``.
 
     Keywords of one `Q` are joined by AND. Suffixes: eq (the default), neq, gt, gte, lt, lte, in, like, ilike, is,
-    is_not, isnull. `compile` gives the JSONSQL object, or None for an empty condition. ConfigError names an unknown
-    suffix.
+    is_not, isnull; contains, startswith, endswith for a piece of text, and with an i before them without regard to
+    case. Instead of a second `Q`, ``&`` and ``|`` take a JSONSQL object. `compile` gives the JSONSQL object, or None
+    for an empty condition. ConfigError names an unknown suffix.
     """
 
     __slots__ = ("_compiled",)
@@ -37,11 +86,17 @@ class Q:
         made._compiled = compiled
         return made
 
-    def __and__(self, other: Q) -> Q:
-        return Q._of(_join("and", [self._compiled, other._compiled]))
+    def __and__(self, other: Q | Mapping[str, Json]) -> Q:
+        return Q._of(_join("and", [self._compiled, where_json(other)]))
 
-    def __or__(self, other: Q) -> Q:
-        return Q._of(_join("or", [self._compiled, other._compiled]))
+    def __rand__(self, other: Mapping[str, Json]) -> Q:
+        return Q._of(_join("and", [where_json(other), self._compiled]))
+
+    def __or__(self, other: Q | Mapping[str, Json]) -> Q:
+        return Q._of(_join("or", [self._compiled, where_json(other)]))
+
+    def __ror__(self, other: Mapping[str, Json]) -> Q:
+        return Q._of(_join("or", [where_json(other), self._compiled]))
 
     def __invert__(self) -> Q:
         return Q._of(None if self._compiled is None else {"not": [self._compiled]})
@@ -110,8 +165,13 @@ def _condition(key: str, value: Any) -> Json:
         return {"eq": [key, _literal(key, value)]}
     if suffix == "isnull":
         return {"is" if value else "is_not": [column, None]}
+    if suffix in _PIECES:
+        if not isinstance(value, str):
+            raise ConfigError(f"Q: {key} needs a text, not {type(value).__name__}")
+        operator, pattern = _PIECES[suffix]
+        return {operator: [column, pattern.format(_LIKE_SPECIAL.sub(r"\\\g<0>", value))]}
     if suffix not in LOOKUPS:
-        raise ConfigError(f"Q: {suffix!r} in {key!r} is not a comparison", hint=nearest(suffix, [*LOOKUPS, "isnull"]))
+        raise ConfigError(f"Q: {suffix!r} in {key!r} is not a comparison", hint=nearest(suffix, _SUFFIXES))
     if suffix == "in":
         if isinstance(value, str | bytes | Mapping) or not hasattr(value, "__iter__"):
             raise ConfigError(f"Q: {key} needs a list of values, not {type(value).__name__}")
