@@ -191,8 +191,10 @@ async def pause_and_resume(output_dir: Path) -> tuple[DumpStats, int]:
         await running.wait()
 
         service.pause("tv_program")
-        paused_at = service.get_stats("tv_program").progress.dumped_rows
-        print("Paused. Current progress:", service.get_stats("tv_program").progress)
+        stats = service.get_stats("tv_program")
+        assert stats is not None  # None is for a table that was never dumped
+        paused_at = stats.progress.dumped_rows
+        print("Paused. Current progress:", stats.progress)
 
         service.resume("tv_program")
         return await dump_task, paused_at
@@ -222,7 +224,8 @@ async def failure(output_dir: Path) -> str:
             await service.dump(config)
         except ProducerError as error:
             print(f"Dump failed: {error}")
-            print(f"Last successful offset: {service.get_stats(config.table).progress.current_offset}")
+            stats = service.get_stats(config.table)
+            print(f"Last successful offset: {stats.progress.current_offset if stats else 0}")
             return str(error)
     return ""
 

@@ -29,6 +29,9 @@ Mode = Literal["snapshot", "tail", "snapshot_then_tail", "timestamp"]
 KeyScalar = int | str | bytes | float | decimal.Decimal | uuid.UUID | dt.datetime | dt.date | dt.time
 Json = Any
 
+#: Field metadata of a ``json`` column whose values a text file writes as the source wrote them.
+AS_WRITTEN = "json.as_written"
+
 
 @dataclass(frozen=True, slots=True)
 class OffsetPosition:
@@ -157,7 +160,8 @@ class Dataset:
 
     ``schema`` is that of every page. Field metadata (all optional, UTF-8): ``comment``; ``sql_type`` (the source's
     own name of the type); ``avro.enum`` (JSON list of an enum's symbols; the Arrow type is then string or
-    dictionary); ``avro.logical`` (``uuid``, ``json``: the Arrow type is then string). ``nullable`` is honoured.
+    dictionary); ``avro.logical`` (``uuid``, ``json``: the Arrow type is then string); `AS_WRITTEN`. ``nullable`` is
+    honoured.
     ``key`` names the columns of the record key, ``order`` those of the traversal; both are in ``schema``, and
     ``hidden`` names those of them which are fetched for paging only and are not part of the value.
     ``identity`` says in a canonical way what is read (table, columns, where, params, order); it makes the

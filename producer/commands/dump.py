@@ -241,10 +241,7 @@ async def _dump_all(source: Source, service: DumpService, configs: Sequence[Dump
 def _stats(service: DumpService, table: str) -> DumpStats:
     from producer.dump import DumpConfig, DumpStats
 
-    try:
-        return service.get_stats(table)
-    except ConfigError:  # it never began
-        return DumpStats(DumpConfig(table=table))
+    return service.get_stats(table) or DumpStats(DumpConfig(table=table))
 
 
 @contextmanager

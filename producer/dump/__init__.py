@@ -1,8 +1,8 @@
-"""Owns the dump service: tables of any source to files, pausable and resumable. A thin front end of the engine."""
+"""The dump service: tables of any source to files, pausable and resumable. A thin front end of the engine."""
 
 from producer.dump.config import DumpConfig, DumpFormat, DumpStrategy
 from producer.dump.manager import AsyncDumpManager
-from producer.dump.progress import DumpProgress, DumpStats
+from producer.dump.progress import DumpProgress, DumpState, DumpStats
 from producer.dump.service import DumpService
 
 __all__ = [
@@ -11,6 +11,7 @@ __all__ = [
     "DumpFormat",
     "DumpProgress",
     "DumpService",
+    "DumpState",
     "DumpStats",
     "DumpStrategy",
 ]

@@ -1,62 +1,115 @@
-"""Owns where a dump begins: a new file, the state's exact place, or an offset that was asked for."""
+"""Decides where a dump begins: a new file, the state's exact place, or a row that was asked for."""
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from producer.dump.config import DumpConfig, DumpStrategy
 from producer.dump.state import SavedDump
-from producer.errors import CheckpointConflictError
+from producer.errors import CheckpointConflictError, ConfigError
 from producer.model import Checkpoint, KeyPosition, OffsetPosition, Position, Split
-from producer.sinks.files import FileMark
+from producer.sinks.files import FileMark, FileSink
 
+log = logging.getLogger("producer.dump")
 _RESET = "start over with resume=False (--no-resume), or use another output_dir (--output-dir)"
 
 
 @dataclass(frozen=True, slots=True)
 class Beginning:
-    """``mark`` None: a new file; ``adopt``: whole rows that stand in a file without exact state stay in it.
-    ``chunked`` None: to be decided by the table's size."""
+    """The files up to `mark` (None: new ones) with their `rows`, of which the first is row `first_row` of the table,
+    and the splits from where they are read on."""
 
     checkpoints: tuple[Checkpoint, ...]
     mark: FileMark | None = None
-    adopt: bool = False
-    chunked: bool | None = None
+    rows: int = 0
+    first_row: int = 0
+
+
+def usable(config: DumpConfig, saved: SavedDump | None, fingerprint: str) -> SavedDump | None:
+    """The state, if it is of the same dump. None where it is of another one that is complete: that one is over, and
+    this one is new. CheckpointConflictError where the other one is not complete."""
+    exact = saved.exact if saved is not None else None
+    if saved is None or exact is None:
+        return saved
+    other = [
+        f"{option}={then}, not {now}"
+        for option, then, now in (
+            ("format", exact.format, str(config.format)),
+            ("compress", exact.compress, config.compress),
+        )
+        if then != now
+    ]
+    if exact.fingerprint != fingerprint:
+        other.append("another query, order or strategy, or other columns")
+    if not other:
+        return saved
+    if not saved.is_complete:
+        raise CheckpointConflictError(f"the dump of {config.table} was begun with {other[0]}", hint=_RESET)
+    log.info("%s: the complete dump was made with %s: starting over", config.table, "; ".join(other))
+    return None
 
 
 def needs_plan(config: DumpConfig, saved: SavedDump | None) -> bool:
     """False where the state's own splits are still being read."""
-    return saved is None or saved.exact is None or _asked_offset(config, saved) > 0 or saved.is_complete
+    return saved is None or saved.exact is None or asked_row(config, saved) > 0 or saved.is_complete
 
 
-def begin(config: DumpConfig, saved: SavedDump | None, fingerprint: str, planned: Sequence[Split]) -> Beginning:
-    """`planned` is a fresh plan where `needs_plan` says so, else empty. CheckpointConflictError where the state was
-    made by another query, traversal or format."""
+def begin(config: DumpConfig, saved: SavedDump | None, planned: Sequence[Split], sink: FileSink) -> Beginning:
+    """`planned` is a fresh plan where `needs_plan` says so, else empty."""
     exact = saved.exact if saved is not None else None
-    if exact is not None:
-        for option, then, now in (
-            ("format", exact.format, str(config.format)),
-            ("compress", exact.compress, config.compress),
-        ):
-            if then != now:
-                raise CheckpointConflictError(
-                    f"the dump of {config.table} was begun with {option}={then}, not {now}", hint=_RESET
-                )
-    if offset := _asked_offset(config, saved):
-        checkpoints = _after_offset(planned, offset)
-        if exact is not None:
-            return Beginning(checkpoints, exact.mark, chunked=exact.chunked)
-        return Beginning(checkpoints, adopt=config.resume)
-    if exact is None:
+    if row := asked_row(config, saved):
+        by_offset = all(_is_offset(split) for split in planned)
+        return _at_row(config, saved, planned, sink, row) if by_offset else _after_id(config, planned, sink, row)
+    if saved is None or exact is None:
         return Beginning(tuple(Checkpoint(split) for split in planned))
-    if exact.fingerprint != fingerprint:
-        raise CheckpointConflictError(
-            f"the dump of {config.table} was begun with another query, order or strategy, or its columns have changed",
-            hint=_RESET,
-        )
     checkpoints = _grown(exact.checkpoints, planned) if planned else exact.checkpoints
-    return Beginning(checkpoints, exact.mark, chunked=exact.chunked)
+    return Beginning(checkpoints, exact.mark, saved.dumped_rows, exact.first_row)
+
+
+def asked_row(config: DumpConfig, saved: SavedDump | None) -> int:
+    """The row to start from, 0 for none: the option until it has been applied, or an inexact state's own."""
+    if saved is None:
+        return config.start_row
+    if saved.exact is None:
+        return config.start_row or saved.current_offset
+    return config.start_row if config.start_row != saved.exact.resume_offset else 0
+
+
+def _at_row(
+    config: DumpConfig, saved: SavedDump | None, planned: Sequence[Split], sink: FileSink, row: int
+) -> Beginning:
+    """OFFSET: the files keep the rows before `row`. Where they cannot be cut there, less is kept and more is read."""
+    exact = saved.exact if saved is not None else None
+    first_row, mark, rows = 0, None, 0
+    if saved is not None and exact is not None:
+        first_row, mark, rows = exact.first_row, exact.mark, saved.dumped_rows
+    elif config.resume and (standing := sink.standing()) is not None:
+        mark, rows = standing
+    if mark is None or row < first_row:
+        return Beginning(tuple(Checkpoint(split, OffsetPosition(row)) for split in planned), first_row=row)
+    if first_row + rows > row:
+        mark, rows = sink.cut_mark(mark, row - first_row)
+        row = first_row + rows
+    return Beginning(tuple(Checkpoint(split, OffsetPosition(row)) for split in planned), mark, rows, row - rows)
+
+
+def _after_id(config: DumpConfig, planned: Sequence[Split], sink: FileSink, number: int) -> Beginning:
+    """ID_RANGE: new files with the rows whose id is above `number`. Ranges are read in parallel, so files that are
+    there already cannot be cut at an id."""
+    if config.resume and sink.standing() is not None:
+        raise ConfigError(
+            f"resume_offset with ID_RANGE begins a new file, and {sink.path()} is there",
+            hint="move it away, use another output_dir, or set resume=False to replace it",
+        )
+    start = KeyPosition((number,))
+    kept = []
+    for split in planned:
+        if _number(split.upper, number + 1) > number:
+            lower = start if _number(split.lower, number) <= number else split.lower
+            kept.append(Checkpoint(replace(split, lower=lower)))
+    return Beginning(tuple(kept) or (Checkpoint(Split("0", start, start), start, done=True),))
 
 
 def current_offset(config: DumpConfig, checkpoints: Sequence[Checkpoint], rows: int) -> int:
@@ -78,25 +131,16 @@ def current_offset(config: DumpConfig, checkpoints: Sequence[Checkpoint], rows: 
     return rows
 
 
-def _asked_offset(config: DumpConfig, saved: SavedDump | None) -> int:
-    """The offset to begin after, 0 for none: the option until it has been applied, or an inexact state's own."""
-    if saved is None:
-        return config.resume_offset
-    if saved.exact is None:
-        return config.resume_offset or saved.current_offset
-    return config.resume_offset if config.resume_offset != saved.exact.resume_offset else 0
-
-
-def _after_offset(planned: Sequence[Split], offset: int) -> tuple[Checkpoint, ...]:
-    if all(_is_offset(split) for split in planned):
-        return tuple(Checkpoint(split, OffsetPosition(offset)) for split in planned)
-    start = KeyPosition((offset,))
-    kept = []
-    for split in planned:
-        if _number(split.upper, offset + 1) > offset:
-            lower = start if _number(split.lower, offset) <= offset else split.lower
-            kept.append(Checkpoint(replace(split, lower=lower)))
-    return tuple(kept) or (Checkpoint(Split("0", start, start), start, done=True),)
+def part_done(checkpoints: Sequence[Checkpoint]) -> float:
+    """The part of the ids, 0 to 1, that has been read; 0 where the splits are not ranges of numbers."""
+    whole = done = 0
+    for checkpoint in checkpoints:
+        match checkpoint.split.lower, checkpoint.split.upper, checkpoint.position:
+            case (KeyPosition((int(lower),)), KeyPosition((int(upper),)), position):
+                whole += upper - lower
+                reached = position.values[0] if isinstance(position, KeyPosition) else lower
+                done += upper - lower if checkpoint.done or not isinstance(reached, int) else reached - lower
+    return done / whole if whole else 0.0
 
 
 def _grown(done: Sequence[Checkpoint], planned: Sequence[Split]) -> tuple[Checkpoint, ...]:

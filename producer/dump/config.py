@@ -1,4 +1,4 @@
-"""Owns the options of a dump: what is read, how, and where it goes."""
+"""The options of a dump: what is read, how, and where it goes."""
 
 from __future__ import annotations
 
@@ -25,44 +25,50 @@ class DumpFormat(StrEnum):
 
 
 class DumpStrategy(StrEnum):
-    """How the table is walked: OFFSET/LIMIT in a fixed order, or ranges of a numeric ``id`` side by side."""
+    """How the table is walked: OFFSET/LIMIT in a fixed order, or ranges of a numeric ``id`` in parallel."""
 
     OFFSET = "offset"
     ID_RANGE = "id_range"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True)
 class DumpConfig:
     """One table's dump. Construction checks the values (ConfigError names the option).
 
-    `resume_offset` (0: none) begins after that many rows, or with ID_RANGE after that id, whatever the state says;
-    it is applied once, then the state counts again. `columns` are the names to read, where not all. `chat` is what a
-    source of chats reads in the place of a table, whose name then only names the files.
+    `resume_offset` (0 or None: not used) starts from that row, or with ID_RANGE after that id, whatever the state says.
+    Rows before it that the files have stay in them, later ones are cut off and written anew. It is applied once; from
+    then on the state counts again. `indent` is how many spaces a level of a JSON array has; None: a row a line.
+    `columns` are the names to read, where not all. `chat` is what a source of chats reads instead of a table, whose
+    name then only names the files.
     """
 
     table: str = ""
-    chat: str | int | None = None
     output_dir: Path = Path("dumps")
     chunk_size: int = 5000  # rows a request
     strategy: DumpStrategy | str = DumpStrategy.OFFSET
     format: DumpFormat | str = DumpFormat.JSONL
     compress: bool = False  # gzip; inside an Avro file deflate; Parquet is always compressed
     resume: bool = True
-    resume_offset: int = 0
+    resume_offset: int | None = 0
     order_by: str | Sequence[str] | None = "id ASC"
     where_clause: Any = None  # a Q, JSONSQL, or for SQL sources a condition with :names
-    params: Mapping[str, Any] | None = None  # the values of those names
-    columns: Sequence[str] | None = None
     batch_timeout: float = 30.0  # seconds a request
     max_retries: int = 3
     retry_backoff: float = 1.5  # retry n waits retry_backoff ** n seconds
-    max_parallel: int = 3  # ranges side by side (ID_RANGE)
+    max_parallel: int = 3  # ranges read in parallel (ID_RANGE)
+    indent: int | None = None
+    params: Mapping[str, Any] | None = None  # the values of the condition's :names
+    columns: Sequence[str] | None = None
+    chat: str | int | None = None
 
     def __post_init__(self) -> None:
         set_ = object.__setattr__
         set_(self, "output_dir", Path(self.output_dir))
         set_(self, "format", _choice("format", DumpFormat, self.format))
         set_(self, "strategy", _choice("strategy", DumpStrategy, self.strategy))
+        set_(self, "resume_offset", 0 if self.resume_offset is None else self.resume_offset)
+        if self.indent is not None and (type(self.indent) is not int or not 0 <= self.indent <= 16):
+            raise ConfigError(f"indent must be None or a number from 0 to 16, not {self.indent!r}")
         bounds: dict[str, tuple[float, float]] = {
             "chunk_size": (1, 1_000_000),
             "resume_offset": (0, 2**63 - 1),
@@ -75,6 +81,11 @@ class DumpConfig:
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, int | float) or not low <= value <= high:
                 raise ConfigError(f"{name} must be a number from {low:g} to {high:g}, not {value!r}")
+
+    @property
+    def start_row(self) -> int:
+        """`resume_offset` as a number, 0 where it is not used."""
+        return self.resume_offset or 0
 
     @property
     def name(self) -> str:

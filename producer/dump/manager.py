@@ -1,27 +1,35 @@
-"""Owns one table's dump: where it begins, how its splits are read side by side, and that the state follows the file."""
+"""One table's dump: where it begins, how its splits are read in parallel, and that the state follows the file."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import inspect
 import itertools
 import logging
 from asyncio import sleep
 from collections import deque
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from enum import Enum
 from functools import partial
-from typing import Protocol, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import pyarrow as pa
 
 from producer.dump import state as state_file
-from producer.dump.begin import Beginning, begin, current_offset, needs_plan
+from producer.dump.begin import Beginning, begin, current_offset, needs_plan, part_done, usable
 from producer.dump.config import DumpConfig, DumpFormat, DumpStrategy
-from producer.dump.progress import DumpProgress, DumpStats, utc_now
+from producer.dump.progress import DumpProgress, DumpState, DumpStats, utc_now
 from producer.dump.state import Kept, SavedDump
-from producer.errors import ConfigError, ProducerError, SinkUnavailableError, SourceUnavailableError, TransientError
+from producer.errors import (
+    ConfigError,
+    ProducerError,
+    RequestTimeoutError,
+    SchemaChangedError,
+    SinkUnavailableError,
+    TransientError,
+)
 from producer.model import Checkpoint, Dataset, Page, Split
 from producer.protocols import Source
 from producer.sinks.files import FileChunk, FileSink, uninterrupted
@@ -29,11 +37,20 @@ from producer.sinks.formats import chunk_per_file, file_format
 
 T = TypeVar("T")
 log = logging.getLogger("producer.dump")
+#: Called after each chunk; an awaitable result is awaited. What it raises ends the dump.
 ProgressCallback = Callable[[DumpProgress], object]
 
 #: A CSV of more rows than a sheet holds (2**20, one of them the header) is written as one file a chunk.
 SHEET_ROWS = 2**20 - 1
 DRAIN_S = 20.0
+
+
+class FileTables(Protocol):
+    """A source that reads its tables in another way for files, such as `IptvPortalSource`."""
+
+    def for_files(self, table: str, *, typed: bool, types: Mapping[str, str]) -> Source: ...
+
+    def inferred_types(self, dataset: Dataset) -> Mapping[str, str]: ...
 
 
 class Client(Protocol):
@@ -64,7 +81,8 @@ class AsyncDumpManager:
     def __init__(self, client: Source | Client, config: DumpConfig) -> None:
         self.config = config
         self.stats = DumpStats(config)
-        self._source: Source = client.source(timeout_s=config.batch_timeout) if hasattr(client, "source") else client
+        self._client: Source = client.source(timeout_s=config.batch_timeout) if hasattr(client, "source") else client
+        self._source = self._client
         self._stream = config.stream()
         self._going = asyncio.Event()
         self._going.set()
@@ -91,62 +109,113 @@ class AsyncDumpManager:
         """Stops after the chunks that are being written; the state is saved. Nothing is written until `resume`."""
         self._going.clear()
         self.progress.stop_clock()
-        if self.stats.state == "running":
-            self.stats.state = "paused"
+        if self.stats.state is DumpState.RUNNING:
+            self.stats.state = DumpState.PAUSED
             self._acks.put_nowait(_Signal.SAVE)
 
     def resume(self) -> None:
         self._going.set()
-        if self.stats.state == "paused":
-            self.stats.state = "running"
+        if self.stats.state is DumpState.PAUSED:
+            self.stats.state = DumpState.RUNNING
             self.progress.start_clock()
 
     async def dump(self, progress_callback: ProgressCallback | None = None) -> DumpStats:
         """Dumps the table to its end, from where the state says. Errors of `producer.errors`; the state is kept."""
         self._callback = progress_callback
         with state_file.locked(self.config):
-            self.stats = DumpStats(self.config, state="running" if self._going.is_set() else "paused")
+            self.stats = DumpStats(self.config, state=DumpState.RUNNING if self._going.is_set() else DumpState.PAUSED)
             self._checkpoints, self._kept, self._acks = {}, None, asyncio.Queue()
             try:
                 await self._dump()
             except asyncio.CancelledError:
-                self.stats.state = "stopped"
+                self.stats.state = DumpState.STOPPED
                 raise
-            except ProducerError as error:
-                self.stats.state, self.stats.error = "failed", str(error)
+            except Exception as error:  # a callback's own, too
+                self.stats.state, self.stats.error = DumpState.FAILED, str(error)
                 raise
             finally:
                 self.progress.stop_clock()
         return self.stats
 
     async def _dump(self) -> None:
-        config, source, stream = self.config, self._source, self._stream
+        config, stream = self.config, self._stream
         if self._going.is_set():
             self.progress.start_clock()
         saved = state_file.load(config) if config.resume else None
+        self._source = self._for_files({} if saved is None or saved.exact is None else saved.exact.types)
+        source = self._source
         await self._retried(source.start)
         dataset = await self._retried(lambda: source.describe(stream))
+        saved = usable(config, saved, dataset.fingerprint(stream.traversal))
         planned: Sequence[Split] = ()
         if needs_plan(config, saved):
             planned = await self._retried(lambda: source.plan(stream, dataset))
-        beginning = begin(config, saved, dataset.fingerprint(stream.traversal), planned)
-        sink = self._sink(dataset, beginning)
+        chunked = None if saved is None or saved.exact is None else saved.exact.chunked
+        sink = self._sink(dataset, chunked)
         try:
+            if saved is not None and saved.exact is not None and saved.exact.replacing:
+                await asyncio.to_thread(sink.replace_file)
+            beginning = await asyncio.to_thread(begin, config, saved, planned, sink)
             await self._open(sink, dataset, beginning, saved)
-            await self._run_splits(sink, dataset)
+            sink = await self._run(sink, dataset)
             await sink.finish(pa.RecordBatch.from_pylist([], schema=sink.schema))
             self.progress.completed_at = utc_now()
             self.progress.total_rows = self.progress.dumped_rows
-            self.stats.state = "complete"
+            self.stats.state = DumpState.COMPLETE
             await self._save()
         finally:
             await sink.close()
-            if self._kept is not None and self.stats.state != "complete":
+            if self._kept is not None and self.stats.state is not DumpState.COMPLETE:
                 with contextlib.suppress(SinkUnavailableError):  # the older state stands, and is as good
                     await self._save()
-        self._report()
+        await self._report()
 
-    def _sink(self, dataset: Dataset, beginning: Beginning) -> FileSink:
+    def _for_files(self, types: Mapping[str, str]) -> Source:
+        client: Any = self._client
+        if not hasattr(client, "for_files"):
+            return self._client
+        typed = self.config.format in (DumpFormat.PARQUET, DumpFormat.AVRO)
+        source: Source = client.for_files(self.config.table, typed=typed, types=types)
+        return source
+
+    async def _run(self, sink: FileSink, dataset: Dataset) -> FileSink:
+        """Reads the table to its end; the sink that the last rows went to. Where a column turns out to need a wider
+        type than its first rows had, the files are written again with it, and reading continues."""
+        while True:
+            try:
+                await self._run_splits(sink, dataset)
+                return sink
+            except SchemaChangedError as error:
+                before = dataset
+                dataset = await self._retried(lambda: self._source.describe(self._stream))
+                if dataset.schema.names != before.schema.names or dataset.schema.equals(before.schema):
+                    raise error
+                await sink.close()
+                wider = self._sink(dataset, sink.chunked)
+                await self._rewrite(sink, wider, dataset)
+                sink = wider
+
+    async def _rewrite(self, sink: FileSink, wider: FileSink, dataset: Dataset) -> None:
+        """The rows of `sink` in the files of `wider`; at any moment the state tells which of both there are."""
+        assert self._kept is not None
+        mark = await asyncio.to_thread(wider.write_again, sink)
+        types = self._types(dataset)
+        self._kept = replace(self._kept, mark=mark, types=types, replacing=not sink.chunked)
+        await self._save()
+        await asyncio.to_thread(wider.replace_file)
+        await wider.open(mark)
+        self._kept = replace(self._kept, replacing=False)
+        await self._save()
+        changed = [f.name for f in dataset.schema if f.type != sink.schema.field(f.name).type]
+        log.info("%s: written again with wider types of %s", self.config.table, ", ".join(changed))
+
+    def _types(self, dataset: Dataset) -> Mapping[str, str]:
+        source: Any = self._source
+        types: Mapping[str, str] = source.inferred_types(dataset) if hasattr(source, "inferred_types") else {}
+        return types
+
+    def _sink(self, dataset: Dataset, chunked: bool | None) -> FileSink:
+        """`chunked` None: to be decided by the table's size."""
         config = self.config
         schema = pa.schema([f for f in dataset.schema if f.name not in dataset.hidden])
         avro_schema = None
@@ -154,34 +223,35 @@ class AsyncDumpManager:
             from producer.encoding.schema import derive_value_schema
 
             avro_schema = derive_value_schema(dataset)
-        form = file_format(config.format, schema, compress=config.compress, avro_schema=avro_schema)
+        form = file_format(
+            config.format, schema, compress=config.compress, indent=config.indent, avro_schema=avro_schema
+        )
         large = (dataset.rows_estimate or 0) > SHEET_ROWS
-        if form.may_chunk and (large if beginning.chunked is None else beginning.chunked):
+        if form.may_chunk and (large if chunked is None else chunked):
             form = chunk_per_file(form)
         return FileSink(config.output_dir, config.name, form, schema)
 
     async def _open(self, sink: FileSink, dataset: Dataset, beginning: Beginning, saved: SavedDump | None) -> None:
         """Opens the files and takes over what the state says; from here on there is a state to save."""
-        mark = await asyncio.to_thread(sink.standing) if beginning.adopt else beginning.mark
-        await sink.open(mark)
+        await sink.open(beginning.mark)
         progress = self.progress
-        if saved is not None:
-            progress.dumped_rows, progress.chunks_completed = saved.dumped_rows, saved.chunks_completed
-            progress.started_at = saved.started_at
-        elif mark is not None and self.config.strategy is DumpStrategy.OFFSET:
-            progress.dumped_rows = self.config.resume_offset
+        progress.dumped_rows = progress.rows_before = beginning.rows
+        if saved is not None and beginning.mark is not None:
+            progress.chunks_completed, progress.started_at = saved.chunks_completed, saved.started_at
         progress.started_at = progress.started_at or utc_now()
-        progress.rows_before = progress.dumped_rows
         progress.current_offset = current_offset(self.config, beginning.checkpoints, progress.dumped_rows)
+        progress.part_done = progress.part_before = part_done(beginning.checkpoints)
         self._checkpoints = {c.split.id: c for c in beginning.checkpoints}
         self._kept = Kept(
             format=str(self.config.format),
             compress=self.config.compress,
             chunked=sink.chunked,
             fingerprint=dataset.fingerprint(self._stream.traversal),
-            resume_offset=self.config.resume_offset,
+            resume_offset=self.config.start_row,
             mark=sink.mark,
             checkpoints=beginning.checkpoints,
+            first_row=beginning.first_row,
+            types=self._types(dataset),
         )
         self.stats.files = tuple(sink.paths())
         await self._save()
@@ -195,6 +265,9 @@ class AsyncDumpManager:
             while waiting:
                 await self._read_split(sink, dataset, waiting.popleft(), submitting)
 
+        self._acks = asyncio.Queue()
+        if self.config.strategy is DumpStrategy.OFFSET:  # known without asking: the first report has it
+            await self._count_total(dataset)
         counting = asyncio.create_task(self._count_total(dataset))
         committing = asyncio.create_task(self._commit(sink))
         readers = [asyncio.create_task(read()) for _ in range(min(self._stream.max_parallel, len(waiting)))]
@@ -246,7 +319,7 @@ class AsyncDumpManager:
                     self._apply(ack)
             self.stats.files = tuple(sink.paths())
             await self._save()
-            self._report()
+            await self._report()
             if _Signal.END in acks:
                 return
 
@@ -263,6 +336,7 @@ class AsyncDumpManager:
         progress.dumped_rows += page.rows
         progress.chunks_completed += 1 if page.rows else 0
         progress.current_offset = current_offset(self.config, checkpoints, progress.dumped_rows)
+        progress.part_done = part_done(checkpoints)
         self.stats.bytes_written += ack.chunk.bytes
 
     async def _save(self) -> None:
@@ -275,18 +349,20 @@ class AsyncDumpManager:
             chunks_completed=progress.chunks_completed,
             started_at=progress.started_at or now,
             last_updated_at=now,
-            is_complete=self.stats.state == "complete",
+            is_complete=self.stats.state is DumpState.COMPLETE,
             exact=self._kept,
         )
         await uninterrupted(asyncio.to_thread(state_file.save, self.config, saved))
 
-    def _report(self) -> None:
-        if self._callback is not None:
-            self._callback(self.progress)
+    async def _report(self) -> None:
+        if self._callback is not None and inspect.isawaitable(told := self._callback(self.progress)):
+            await told
 
     async def _count_total(self, dataset: Dataset) -> None:
-        """The total for people, beside the reading; a source that cannot tell costs nothing but the percentage."""
+        """The total for people, during the reading; a source that does not count costs nothing but the number."""
         progress, left = self.progress, 0
+        if dataset.rows_estimate is None or progress.total_rows is not None:
+            return
         try:
             for checkpoint in list(self._checkpoints.values()):
                 part = await self._source.remaining(self._stream, dataset, checkpoint)
@@ -302,17 +378,18 @@ class AsyncDumpManager:
         """The result of `work`, repeated after failures that may pass: `max_retries` times, `retry_backoff` ** n
         seconds apart, or as long as the other side asks."""
         config = self.config
+        error: TransientError
         for attempt in itertools.count(1):
             try:
                 async with asyncio.timeout(config.batch_timeout):
                     return await work()
+            except TransientError as transient:
+                error = transient
             except TimeoutError:
-                error: TransientError = SourceUnavailableError(
+                error = RequestTimeoutError(
                     f"Request timeout: {config.table}: no answer in {config.batch_timeout:g} s",
                     hint="raise batch_timeout, or lower chunk_size",
                 )
-            except TransientError as transient:
-                error = transient
             if attempt > config.max_retries:
                 raise error
             wait_s = max(config.retry_backoff**attempt, error.retry_after_s or 0.0)

@@ -1,4 +1,4 @@
-"""Owns a dump's progress and its statistics, as callers see them while it runs and afterwards."""
+"""A dump's progress and its statistics, as callers see them while it runs and afterwards."""
 
 from __future__ import annotations
 
@@ -6,12 +6,21 @@ import datetime as dt
 import math
 import time
 from dataclasses import dataclass, field
+from enum import StrEnum
 from pathlib import Path
-from typing import Literal
 
 from producer.dump.config import DumpConfig
 
-DumpState = Literal["pending", "running", "paused", "complete", "failed", "stopped"]
+
+class DumpState(StrEnum):
+    """Where a dump is. COMPLETED is another name of COMPLETE."""
+
+    PENDING = "pending"
+    RUNNING = "running"
+    PAUSED = "paused"
+    COMPLETE = COMPLETED = "complete"
+    FAILED = "failed"
+    STOPPED = "stopped"
 
 
 def utc_now() -> dt.datetime:
@@ -24,7 +33,8 @@ class DumpProgress:
     """Counts of one dump. `dumped_rows` counts from the dump's beginning, over all its runs; times are UTC.
 
     `current_offset` is how many rows have been passed (OFFSET), or the id up to which all is written (ID_RANGE).
-    Rates and times are those of this run, pauses left out.
+    Rates and times are those of this run, pauses left out. `total_rows` is None while it is not known: ID_RANGE counts
+    no rows of an IPTVPortal table, and tells its progress by the part of the ids that is done.
     """
 
     dumped_rows: int = 0
@@ -35,14 +45,18 @@ class DumpProgress:
     last_updated_at: dt.datetime | None = None
     completed_at: dt.datetime | None = None
     rows_before: int = field(default=0, repr=False)  # of earlier runs
+    part_done: float = field(default=0.0, repr=False)  # of the ids, 0 to 1
+    part_before: float = field(default=0.0, repr=False)  # by earlier runs
     _running_since_s: float | None = field(default=None, repr=False)  # monotonic
     _elapsed_s: float = field(default=0.0, repr=False)
 
     def percent_complete(self) -> float:
-        """0.0 while the total is not known."""
+        """0.0 while nothing is known."""
         if self.completed_at is not None:
             return 100.0
-        return min(100.0, 100.0 * self.dumped_rows / self.total_rows) if self.total_rows else 0.0
+        if self.total_rows is None:
+            return 100.0 * self.part_done
+        return min(100.0, 100.0 * self.dumped_rows / self.total_rows) if self.total_rows else 100.0
 
     def rows_per_second(self) -> float:
         elapsed_s = self.elapsed_seconds()
@@ -56,8 +70,11 @@ class DumpProgress:
         """Infinite while nothing is known."""
         if self.completed_at is not None:
             return 0.0
-        rate = self.rows_per_second()
-        return max(0, self.total_rows - self.dumped_rows) / rate if self.total_rows is not None and rate else math.inf
+        if self.total_rows is None:
+            left, done = 1.0 - self.part_done, self.part_done - self.part_before
+        else:
+            left, done = max(0, self.total_rows - self.dumped_rows), self.dumped_rows - self.rows_before
+        return 0.0 if left <= 0 else left / done * self.elapsed_seconds() if done > 0 else math.inf
 
     def start_clock(self) -> None:
         if self._running_since_s is None:
@@ -73,7 +90,7 @@ class DumpStats:
 
     config: DumpConfig
     progress: DumpProgress = field(default_factory=DumpProgress)
-    state: DumpState = "pending"
+    state: DumpState = DumpState.PENDING
     files: tuple[Path, ...] = ()
     bytes_written: int = 0
     retries: int = 0

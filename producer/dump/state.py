@@ -1,4 +1,4 @@
-"""Owns the state file of a dump, ``.{table}.state.json``: what it says, and that it is whole after any crash."""
+"""The state file of a dump, ``.{table}.state.json``: what it says, and that it is whole after any crash."""
 
 from __future__ import annotations
 
@@ -8,8 +8,9 @@ import fcntl
 import json
 import os
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import IO, Any
 
 from producer.dump.config import DumpConfig
 from producer.errors import CheckpointConflictError, CheckpointCorruptError, ConfigError, SinkUnavailableError
@@ -22,7 +23,11 @@ _RESET = "start over with resume=False (--no-resume), or reset the dump"
 
 @dataclass(frozen=True, slots=True)
 class Kept:
-    """The part of the state by which a dump is continued exactly: the files' mark and each split's checkpoint."""
+    """The part of the state by which a dump is continued exactly: the files' mark and each split's checkpoint.
+
+    ``first_row``: how many rows of the table are before the first one in the files (OFFSET). ``types``: those of
+    columns that the source has inferred. ``replacing``: the mark is that of a new file that takes the old one's place.
+    """
 
     format: str
     compress: bool
@@ -31,6 +36,9 @@ class Kept:
     resume_offset: int
     mark: FileMark
     checkpoints: tuple[Checkpoint, ...]
+    first_row: int = 0
+    types: Mapping[str, str] = field(default_factory=dict)
+    replacing: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,7 +79,7 @@ def load(config: DumpConfig) -> SavedDump | None:
 
 
 def save(config: DumpConfig, saved: SavedDump) -> None:
-    """Puts the state in the place of the old one, atomically and durably."""
+    """Replaces the state file, atomically and durably."""
     path = config.state_path
     temporary = path.with_name(path.name + ".tmp")
     try:
@@ -87,21 +95,47 @@ def save(config: DumpConfig, saved: SavedDump) -> None:
 
 @contextlib.contextmanager
 def locked(config: DumpConfig) -> Iterator[None]:
-    """Holds the dump for this process; CheckpointConflictError while another one does. It ends with its holder."""
+    """Holds the dump for this process; CheckpointConflictError while another one does. It ends with its holder, and
+    leaves no file behind."""
     path = config.output_dir / f".{config.name}.lock"
     try:
         config.output_dir.mkdir(parents=True, exist_ok=True)
-        file = path.open("ab")
+        file = _lock(path)
     except OSError as error:
         raise ConfigError(f"output_dir {config.output_dir} cannot be written: {error.strerror}") from None
+    if file is None:
+        raise CheckpointConflictError(
+            f"table {config.table} is being dumped to {config.output_dir} already", hint="wait for it, or stop it"
+        )
     with file:
         try:
+            yield
+        finally:
+            path.unlink(missing_ok=True)  # while it is locked, so that nobody holds a file that is gone
+
+
+def _lock(path: Path) -> IO[bytes] | None:
+    """The file, locked; None where another process holds it."""
+    while True:
+        file = path.open("ab")
+        try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            raise CheckpointConflictError(
-                f"table {config.table} is being dumped to {config.output_dir} already", hint="wait for it, or stop it"
-            ) from None
-        yield
+            if _is_at(file, path):
+                return file
+        except BlockingIOError:
+            file.close()
+            return None
+        except BaseException:
+            file.close()
+            raise
+        file.close()  # its last holder has removed it meanwhile
+
+
+def _is_at(file: IO[bytes], path: Path) -> bool:
+    try:
+        return os.path.samestat(os.fstat(file.fileno()), path.stat())
+    except FileNotFoundError:
+        return False
 
 
 def _to_json(saved: SavedDump) -> Json:
@@ -122,6 +156,9 @@ def _to_json(saved: SavedDump) -> Json:
             "fingerprint": exact.fingerprint,
             "resume_offset": exact.resume_offset,
             "output": {"chunked": exact.chunked, "files": exact.mark.files, "length": exact.mark.length},
+            "first_row": exact.first_row,
+            "types": dict(exact.types),
+            "replacing": exact.replacing,
             "splits": [checkpoint_to_json(c) for c in exact.checkpoints],
         }
     return out
@@ -141,6 +178,9 @@ def _from_json(value: Mapping[str, Json]) -> SavedDump:
             resume_offset=int(value["resume_offset"]),
             mark=FileMark(int(output["files"]), int(output["length"])),
             checkpoints=tuple(checkpoint_from_json(c) for c in value["splits"]),
+            first_row=int(value.get("first_row", 0)),
+            types={str(name): str(kind) for name, kind in value.get("types", {}).items()},
+            replacing=bool(value.get("replacing", False)),
         )
     return SavedDump(
         table=str(value["table"]),

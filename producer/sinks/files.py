@@ -1,4 +1,4 @@
-"""Owns the file sink: one stream's pages appended to a file, or written as one file a chunk, durable before acked.
+"""The file sink: one stream's pages appended to a file, or written as one file a chunk, durable before acked.
 
 What has been acknowledged is told by a `FileMark`: how many files stand, and how long the last one is. A file is
 continued by cutting it to its mark, so that nothing a crash left behind stays in it.
@@ -12,7 +12,7 @@ import errno
 import itertools
 import os
 import re
-from collections.abc import Coroutine, Sequence
+from collections.abc import Coroutine, Iterator, Sequence
 from dataclasses import dataclass
 from io import FileIO
 from pathlib import Path
@@ -23,6 +23,8 @@ import pyarrow as pa
 from producer.errors import CheckpointConflictError, ConfigError, ProducerError, SinkUnavailableError
 from producer.model import Page
 from producer.sinks.formats import FileFormat
+from producer.sinks.row_ends import pieces_of
+from producer.sinks.wider_types import avro_rows, parquet_rows, with_types
 
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO}
 
@@ -81,19 +83,80 @@ class FileSink:
     def chunked(self) -> bool:
         return self._format.chunked
 
-    def standing(self) -> FileMark | None:
-        """The mark of the whole rows in a file that has no state; None where there is no file. ConfigError for a
-        format in which that cannot be told."""
+    def standing(self) -> tuple[FileMark, int] | None:
+        """The mark of the whole rows in files that have no state, and how many rows; None where there is no file."""
         if self._format.chunked:
             files = next(n for n in itertools.count() if not self.path(n).exists())
-            return FileMark(files, 0) if files else None
-        path = self.path()
-        if not path.exists():
+            return (FileMark(files, 0), sum(self._rows_in(n) for n in range(files))) if files else None
+        if not self.path().exists():
             return None
-        if self._format.whole_rows is None:
-            raise ConfigError(f"{path} cannot be continued without its state", hint="move it away, or set resume=False")
-        with path.open("rb") as file:
-            return FileMark(1, self._format.whole_rows(file))
+        *_, (rows, length) = [(0, len(self._format.header)), *self._ends(None)]
+        return FileMark(1, length), rows
+
+    def cut_mark(self, mark: FileMark, rows: int) -> tuple[FileMark, int]:
+        """The last place at which the files up to `mark` can be cut without keeping more than `rows` rows: its mark,
+        and how many rows are before it."""
+        if self._format.chunked:
+            files = kept = 0
+            while files < mark.files and (more := self._rows_in(files)) <= rows - kept:
+                files, kept = files + 1, kept + more
+            return FileMark(files, 0), kept
+        found = (len(self._format.header), 0)
+        for kept, length in self._ends(mark.length):
+            if kept > rows:
+                break
+            found = length, kept
+        return FileMark(1, found[0]), found[1]
+
+    def _ends(self, length: int | None) -> Iterator[tuple[int, int]]:
+        assert self._format.ends is not None
+        with self.path().open("rb") as file:
+            yield from self._format.ends(pieces_of(file, length))
+
+    def _rows_in(self, index: int) -> int:
+        """The rows of one file of a chunked format."""
+        if self._format.ends is None:
+            from pyarrow.parquet import ParquetFile
+
+            with ParquetFile(self.path(index)) as file:
+                return int(file.metadata.num_rows)
+        with self.path(index).open("rb") as file:
+            return max((rows for rows, _ in self._format.ends(pieces_of(file))), default=0)
+
+    def write_again(self, narrower: FileSink) -> FileMark:
+        """Writes the rows of `narrower`, which has the same columns in narrower types: into the same files where each
+        is a chunk, otherwise into a new one, for `replace_file`. The mark of what it has written. Blocking."""
+        try:
+            if self._format.chunked:
+                for index in range(narrower.mark.files):
+                    self._write_whole(self.path(index), self._encoded(parquet_rows(self.path(index))))
+                return narrower.mark
+            with self._new_path().open("wb") as file:
+                file.write(self._format.header)
+                for rows in avro_rows(narrower.path(), narrower.schema):
+                    file.write(self._format.encode(with_types(rows, self.schema)))
+                file.flush()
+                os.fsync(file.fileno())
+                return FileMark(1, file.tell())
+        except OSError as error:
+            raise _translated(error, self.path()) from None
+
+    def replace_file(self) -> None:
+        """Puts the new file of `write_again` in the place of the old one, unless that was done before. Blocking."""
+        try:
+            if self._new_path().exists():
+                self._new_path().replace(self.path())
+                _sync_directory(self._directory)
+        except OSError as error:
+            raise _translated(error, self.path()) from None
+
+    def _new_path(self) -> Path:
+        return self._directory / f".{self._name}{self._format.suffix}.new"
+
+    def _encoded(self, rows: pa.RecordBatch) -> bytes:
+        """A whole file of a chunked format."""
+        encoded = self._format.encode(with_types(rows, self.schema))
+        return b"".join((self._format.header, encoded, self._format.footer))
 
     async def open(self, mark: FileMark | None) -> None:
         """Begins anew (None), or goes on after `mark`."""
@@ -218,14 +281,16 @@ class FileSink:
         return FileMark(1, mark.length + len(separator) + len(chunk.data))
 
     def _write_chunk(self, chunk: FileChunk, mark: FileMark) -> FileMark:
-        path = self.path(mark.files)
+        self._write_whole(self.path(mark.files), chunk.data)
+        return FileMark(mark.files + 1, 0)
+
+    def _write_whole(self, path: Path, data: bytes | memoryview) -> None:
         temporary = path.with_name(path.name + ".tmp")
         with temporary.open("wb") as file:
-            file.write(chunk.data)
+            file.write(data)
             file.flush()
             os.fsync(file.fileno())
         temporary.replace(path)
-        return FileMark(mark.files + 1, 0)
 
     def _finish(self, empty: pa.RecordBatch) -> None:
         try:

@@ -1,4 +1,4 @@
-"""Owns the file formats: how a batch becomes bytes, and what stands before, between and after the chunks of a file.
+"""The file formats: how a batch becomes bytes, and what stands before, between and after the chunks of a file.
 
 A format's chunks can be concatenated, so that a file can be cut after any of them and continued; with gzip each
 piece is a member of its own.
@@ -13,14 +13,17 @@ import io
 import zlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import IO, Any
+from functools import partial
+from typing import Any
 
 import orjson
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from producer.errors import ConfigError
-from producer.sinks.json_text import json_column, json_rows
+from producer.model import AS_WRITTEN
+from producer.sinks.json_text import indented, json_column, json_rows
+from producer.sinks.row_ends import Ends, avro_ends, csv_ends, gzip_ends, json_ends, line_ends
 
 Json = Any
 _GZIP_LEVEL = 6
@@ -29,8 +32,8 @@ _GZIP_LEVEL = 6
 @dataclass(frozen=True, slots=True)
 class FileFormat:
     """``suffix`` of the file's name; ``chunked``: each chunk is a whole file (header and footer included);
-    ``may_chunk``: there are both ways for this format. ``whole_rows`` gives the length of the whole rows that a file
-    holds, where the bytes alone can tell."""
+    ``may_chunk``: there are both ways for this format. ``ends`` finds where a file can be cut; None for Parquet, whose
+    files are cut only between one another."""
 
     suffix: str
     encode: Callable[[pa.RecordBatch], bytes | memoryview]
@@ -39,28 +42,32 @@ class FileFormat:
     footer: bytes = b""
     chunked: bool = False
     may_chunk: bool = False
-    whole_rows: Callable[[IO[bytes]], int] | None = None
+    ends: Ends | None = None
 
 
 def file_format(
-    name: str, schema: pa.Schema, *, compress: bool = False, avro_schema: Mapping[str, Json] | None = None
+    name: str,
+    schema: pa.Schema,
+    *,
+    compress: bool = False,
+    indent: int | None = None,
+    avro_schema: Mapping[str, Json] | None = None,
 ) -> FileFormat:
     """The format `name` (jsonl, csv, json, parquet, avro) of rows with this schema.
 
     `compress` is gzip for the text formats and deflate inside an Avro file; Parquet is always compressed (zstd).
-    Avro needs the schema of its records.
+    Avro needs the schema of its records. `indent` is how many spaces a level of a JSON array has; None: a row a line.
     """
     match name:
         case "jsonl":
-            made = FileFormat(".jsonl", lambda batch: json_rows(batch, "\n"), whole_rows=_whole_lines)
+            made = FileFormat(".jsonl", lambda batch: json_rows(batch, "\n"), ends=line_ends)
         case "json":
-            made = FileFormat(
-                ".json", lambda b: json_rows(b, ",\n")[:-2], header=b"[\n", separator=b",\n", footer=b"\n]\n"
-            )
+            encode = partial(_array_items, indent=indent)
+            made = FileFormat(".json", encode, header=b"[\n", separator=b",\n", footer=b"\n]\n", ends=json_ends)
         case "csv":
             header = _csv(schema.empty_table(), header=True)
             made = FileFormat(".csv", lambda batch: _csv(batch, header=False), header=header, may_chunk=True)
-            made = dataclasses.replace(made, whole_rows=_whole_csv_rows)
+            made = dataclasses.replace(made, ends=csv_ends)
         case "parquet":
             return FileFormat(".parquet", _parquet, chunked=True)
         case "avro":
@@ -84,7 +91,7 @@ def _gzipped(made: FileFormat) -> FileFormat:
     return dataclasses.replace(
         made,
         suffix=made.suffix + ".gz",
-        whole_rows=None,
+        ends=made.ends and gzip_ends(made.ends),
         encode=lambda batch: member(made.encode(batch)),
         header=member(made.header),
         separator=member(made.separator),
@@ -92,12 +99,20 @@ def _gzipped(made: FileFormat) -> FileFormat:
     )
 
 
+def _array_items(batch: pa.RecordBatch, *, indent: int | None) -> bytes | memoryview:
+    """The rows as they stand in a JSON array, without a separator after the last one."""
+    if indent is None:
+        return json_rows(batch, ",\n")[:-2]
+    rows = bytes(json_rows(batch, "\n")).splitlines()
+    return b",\n".join(indented(row, indent) for row in rows)
+
+
 def _csv(batch: pa.RecordBatch | pa.Table, *, header: bool) -> bytes | Any:
     import pyarrow.csv
 
     columns, fields = [], []
     for field, column in zip(batch.schema, batch.columns, strict=True):
-        if _fits_csv(field.type):
+        if _fits_csv(field.type) and AS_WRITTEN.encode() not in (field.metadata or {}):
             columns.append(column)
             fields.append(field)
         else:
@@ -134,25 +149,6 @@ def _csv_texts(column: pa.Array, field: pa.Field) -> pa.Array:
     return pc.if_else(column.is_null(), pa.scalar(None, pa.large_string()), pa.array(unquoted, pa.large_string()))
 
 
-def _whole_lines(file: IO[bytes]) -> int:
-    return _whole(file, quoted=False)
-
-
-def _whole_csv_rows(file: IO[bytes]) -> int:
-    return _whole(file, quoted=True)
-
-
-def _whole(file: IO[bytes], *, quoted: bool) -> int:
-    """The end of the last line, where `quoted` line breaks (after an odd number of quotes) do not count."""
-    length = position = quotes = 0
-    for line in file:
-        position += len(line)
-        quotes += line.count(b'"')
-        if line.endswith(b"\n") and not (quoted and quotes % 2):
-            length = position
-    return length
-
-
 def _parquet(batch: pa.RecordBatch) -> bytes:
     import pyarrow.parquet
 
@@ -184,7 +180,7 @@ def _avro(schema: pa.Schema, avro_schema: Mapping[str, Json], *, deflate: bool) 
             data = zlib.compress(data, _GZIP_LEVEL, wbits=-15)
         return b"".join((_long(batch.num_rows), _long(len(data)), data, sync))
 
-    return FileFormat(".avro", block, header=header.getvalue())
+    return FileFormat(".avro", block, header=header.getvalue(), ends=avro_ends(len(header.getvalue())))
 
 
 def _long(value: int) -> bytes:

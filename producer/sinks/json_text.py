@@ -1,4 +1,4 @@
-"""Owns record batches as JSON text: a column at a time, in Arrow's own kernels, without a Python object per value.
+"""Record batches as JSON text: a column at a time, in Arrow's own kernels, without a Python object per value.
 
 The forms: numbers as they are (a decimal keeps all its digits), NaN and infinities as null, timestamps as ISO 8601
 (``T`` between date and time, ``Z`` where there is a zone), bytes in base64, ``json`` columns as the JSON they hold.
@@ -9,6 +9,7 @@ from __future__ import annotations
 import base64
 import datetime as dt
 import decimal
+import re
 import uuid
 from typing import Any
 
@@ -18,6 +19,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 _TEXT = pa.large_string()
+_TOKEN = re.compile(rb'"(?:[^"\\]|\\.)*"|\{\}|\[\]|[{}\[\],:]|[^\s{}\[\],:"]+')
 _SPECIAL = r'[\x00-\x1f"\\]'
 
 
@@ -66,6 +68,23 @@ def json_column(column: pa.Array, field: pa.Field) -> pa.Array:
     else:
         texts = pa.array([None if v is None else _dumps(v) for v in plain.to_pylist()], _TEXT)
     return pc.fill_null(texts, "null") if texts.null_count else texts
+
+
+def indented(row: bytes, spaces: int) -> bytes:
+    """One row of `json_rows` over several lines, itself one level deep. Tokens stay as they are, digits included."""
+    parts, depth = [b" " * spaces], 1
+    for token in _TOKEN.findall(row):
+        if token in (b"{", b"["):
+            depth += 1
+            parts += [token, b"\n", b" " * spaces * depth]
+        elif token in (b"}", b"]"):
+            depth -= 1
+            parts += [b"\n", b" " * spaces * depth, token]
+        elif token == b",":
+            parts += [token, b"\n", b" " * spaces * depth]
+        else:
+            parts.append(b": " if token == b":" else token)
+    return b"".join(parts)
 
 
 def _storage(column: pa.Array) -> pa.Array:

@@ -1,4 +1,4 @@
-"""Owns what the tests of the dump service share: the portal's tables, and reading every file format back."""
+"""What the tests of the dump service share: the portal's tables, and reading every file format back."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from typing import Any
 import fastavro
 import pyarrow.parquet as pq
 
-from producer.dump import DumpConfig
+from producer.dump import DumpConfig, DumpService, DumpStats
 from producer.sources.iptvportal import AsyncIPTVPortalClient
 from tests.jsonsql.running import serving
 from tests.jsonsql.server import JsonSqlServer, Settings, fill_sqlite
@@ -77,6 +77,13 @@ def read_state(config: DumpConfig) -> dict[str, Any]:
     """The state file as it stands."""
     state: dict[str, Any] = json.loads(config.state_path.read_text())
     return state
+
+
+def stats_of(service: DumpService, table: str) -> DumpStats:
+    """The statistics of a table that has been dumped."""
+    stats = service.get_stats(table)
+    assert stats is not None
+    return stats
 
 
 def ids_of(paths: tuple[Path, ...]) -> list[int]:

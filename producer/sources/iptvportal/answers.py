@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import decimal
 import json
 import re
@@ -15,13 +16,12 @@ Json = Any
 
 #: A number of more digits than a double carries, which orjson would round without a word.
 _LONG_NUMBER = re.compile(rb"[0-9.]{17,}")
-_CONSTANT = re.compile(rb"NaN|Infinity")
 _SESSION = re.compile(r"session|authori[sz]|not logged|unauthenticated", re.IGNORECASE)
 #: What PostgreSQL and its poolers say when the same query may succeed a moment later.
 _TRANSIENT = re.compile(
     r"deadlock|could not serialize|lock timeout|lock wait|could not obtain lock|statement timeout|timed? ?out"
     r"|too many (?:clients|connections|requests)|connection slots|pool(?:er)? .*exhausted|conflict with recovery"
-    r"|(?:server|connection|database|backend|system) .*(?:closed|lost|reset|refused|shutting down|starting up|terminated)"
+    r"|(?:server|connection|database|backend|system) .*(?:closed|lost|reset|refused|shutting down|terminated)"
     r"|terminating connection|shutting down|starting up|recovery mode|temporar(?:y|ily)|try again|unavailable"
     r"|out of (?:shared )?memory|\b(?:40001|40P01|55P03|57014|57P0[1-3]|53[0-9]{3}|08[0-9]{3})\b",
     re.IGNORECASE,
@@ -34,15 +34,12 @@ def loads(raw: bytes) -> Json:
     Decimal; NaN and infinities, which PHP and Python servers write although JSON has none, are floats.
     SourceUnavailableError where it is not JSON at all."""
     if _LONG_NUMBER.search(raw) is None:
-        try:
+        with contextlib.suppress(ValueError):
             return orjson.loads(raw)
-        except ValueError:
-            if _CONSTANT.search(raw) is None:
-                raise _not_json() from None
     try:
         return json.loads(raw, parse_float=_number)
     except (ValueError, RecursionError):
-        raise _not_json() from None
+        raise SourceUnavailableError("iptvportal: the answer is not JSON (cut short, or not from the API)") from None
 
 
 def _number(text: str) -> float | decimal.Decimal:
@@ -50,10 +47,6 @@ def _number(text: str) -> float | decimal.Decimal:
     exact = decimal.Decimal(text)
     number = float(text)
     return number if decimal.Decimal(repr(number)) == exact else exact
-
-
-def _not_json() -> SourceUnavailableError:
-    return SourceUnavailableError("iptvportal: the answer is not JSON (cut short, or not from the API)")
 
 
 def error_text(error: Json) -> str:

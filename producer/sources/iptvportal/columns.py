@@ -1,4 +1,4 @@
-"""Owns the columns of an IPTVPortal table: their types, how they are configured or inferred, and rows into Arrow.
+"""The columns of an IPTVPortal table: their types, how they are configured or inferred, and rows into Arrow.
 
 The API tells neither names nor types: its rows are lists of JSON values in the order that was asked for.
 """
@@ -8,7 +8,7 @@ from __future__ import annotations
 import itertools
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from producer.errors import ConfigError, EncodeError, SchemaIncompatibleError
-from producer.model import RejectedRow
+from producer.model import AS_WRITTEN, RejectedRow
 from producer.salvage import salvage
 from producer.sources.iptvportal.query import nearest
 
@@ -28,7 +28,7 @@ _TYPES: dict[str, pa.DataType] = {
     "integer": pa.int64(),
     "float": pa.float64(),
     "boolean": pa.bool_(),
-    "text": pa.string(),
+    "text": pa.string(),  # before the other texts: `column_of` takes the first
     "json": pa.string(),
     "uuid": pa.string(),
     "date": pa.date32(),
@@ -85,16 +85,46 @@ def column(name: str, type_name: str) -> Column:
     return Column(name, kind, pa.field(name, _TYPES[kind], nullable=name != ID, metadata=metadata))
 
 
+def column_of(field: pa.Field) -> Column:
+    """The column whose values a field of a page has."""
+    kind, metadata = field.type, field.metadata or {}
+    if pa.types.is_decimal(kind):
+        return Column(field.name, f"numeric({kind.precision},{kind.scale})", field)
+    logical = metadata.get(b"avro.logical", b"").decode()
+    return Column(field.name, logical or next(name for name, arrow in _TYPES.items() if arrow == kind), field)
+
+
 def inferred(name: str, values: Sequence[Json]) -> Column:
-    """The column of a first page's values: integer, float, boolean or text where all are, else json."""
+    """The column of a page's values: the narrowest type that has all of them, ``json`` (exact, as text) at worst."""
     kinds = {type(value) for value in values} - {type(None)}
     if kinds == {bool}:
         return column(name, "boolean")
     if kinds == {int}:
-        return column(name, "integer")
+        widest = max(abs(v) for v in values if v is not None)
+        return column(name, "integer" if widest < 2**63 else "numeric(38,0)" if widest < 10**38 else "json")
     if kinds and kinds <= {int, float}:
-        return column(name, "float")
+        exact = all(float(v) == v for v in values if type(v) is int)
+        return column(name, "float" if exact else "json")
     return column(name, "text" if kinds <= {str} else "json")
+
+
+def widened(old: Column, values: Sequence[Json]) -> Column:
+    """The column that has what `old`, which was inferred, has had so far, and `values` as well."""
+    new = inferred(old.name, values)
+    kinds = {old.type, new.type}
+    if all(value is None for value in values) or len(kinds) == 1:
+        return old
+    for wider, narrower in (("float", {"integer"}), ("numeric(38,0)", {"integer"})):
+        if kinds == {wider, *narrower}:
+            return column(old.name, wider)
+    return column(old.name, "json")
+
+
+def as_written(name: str) -> Column:
+    """A column whose values stay the JSON that the API has written, whatever their types."""
+    found = column(name, "json")
+    metadata = {**(found.field.metadata or {}), AS_WRITTEN: "true"}
+    return replace(found, field=found.field.with_metadata(metadata))
 
 
 def read_schema_file(path: str) -> dict[str, tuple[Column, ...]]:
@@ -208,7 +238,7 @@ def to_arrow_without_bad(
 def _array(c: Column, values: Sequence[Json]) -> pa.Array:
     target = c.field.type
     if c.type == "json":
-        return pa.array([None if v is None else orjson.dumps(v).decode() for v in values], pa.string())
+        return pa.array([None if v is None else _json_text(v) for v in values], pa.string())
     if pa.types.is_decimal(target):
         # str() of a float is its shortest form: what the API wrote, for as many digits as a double carries.
         return pa.array([None if v is None else str(v) for v in values], pa.string()).cast(target)
@@ -225,6 +255,18 @@ def _array(c: Column, values: Sequence[Json]) -> pa.Array:
         day = pc.binary_join_element_wise(pa.scalar("1970-01-01"), texts, pa.scalar(" "))
         return day.cast(pa.timestamp("us")).cast(target)
     return texts.cast(target)
+
+
+def _json_text(value: Json) -> str:
+    try:
+        return orjson.dumps(value).decode()
+    except TypeError:  # numbers beyond orjson's: whole ones of more than 64 bits, and decimals
+        match value:
+            case dict():
+                return "{" + ",".join(f"{_json_text(key)}:{_json_text(item)}" for key, item in value.items()) + "}"
+            case list():
+                return "[" + ",".join(map(_json_text, value)) + "]"
+        return str(value)
 
 
 def _utc(texts: pa.Array) -> pa.Array:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from producer.errors import (
     SourceUnavailableError,
 )
 from producer.sources.iptvportal import AsyncIPTVPortalClient, Q
-from tests.dump import expected, open_client, read_back, read_state
+from tests.dump import expected, ids_of, open_client, read_back, read_state, stats_of
 from tests.jsonsql.server import Fault, JsonSqlServer
 
 
@@ -42,8 +43,8 @@ async def test_after_the_last_retry_the_error_is_raised_and_the_state_kept(
     with pytest.raises(SourceUnavailableError, match="HTTP 502"):
         await service.dump(config)
     assert len(waits) == 3
-    assert service.get_stats("tv_channel").state == "failed"
-    assert service.get_stats("tv_channel").progress.current_offset == read_state(config)["current_offset"] == 10
+    assert stats_of(service, "tv_channel").state == "failed"
+    assert stats_of(service, "tv_channel").progress.current_offset == read_state(config)["current_offset"] == 10
 
 
 async def test_too_many_requests_are_answered_by_waiting_as_long_as_asked(
@@ -120,7 +121,7 @@ async def test_what_the_api_answers_wrong_is_told_and_the_state_kept(
 async def test_ids_out_of_order_are_refused_before_a_row_could_be_lost(
     client: AsyncIPTVPortalClient, server: JsonSqlServer, out: Path
 ) -> None:
-    server.script(None, None, *[Fault(rows=[[2, "b"], [1, "a"]])] * 3)
+    server.script(None, *[Fault(rows=[[2, "b"], [1, "a"]])] * 3)
     with pytest.raises(SchemaIncompatibleError, match="not in the order of id"):
         await DumpService(client).dump(DumpConfig(table="tv_channel", output_dir=out, strategy="id_range"))
 
@@ -162,15 +163,31 @@ async def test_a_state_that_cannot_be_read_is_refused(client: AsyncIPTVPortalCli
         ({"where_clause": Q(id__gt=3)}, "another query"),
         ({"strategy": "id_range"}, "another query, order or strategy"),
         ({"format": "csv"}, "begun with format=jsonl, not csv"),
+        ({"order_by": "name DESC"}, "another query, order"),
         ({"compress": True}, "begun with compress=False, not True"),
     ],
 )
-async def test_another_query_or_format_does_not_continue_a_dump(
-    client: AsyncIPTVPortalClient, out: Path, change: dict[str, Any], text: str
+async def test_another_query_or_format_does_not_continue_an_unfinished_dump_and_replaces_a_complete_one(
+    client: AsyncIPTVPortalClient,
+    server: JsonSqlServer,
+    out: Path,
+    change: dict[str, Any],
+    text: str,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
-    await DumpService(client).dump(DumpConfig(table="tv_channel", output_dir=out))
+    config = DumpConfig(table="tv_channel", output_dir=out, chunk_size=10, max_retries=0)
+    server.script(None, None, None, Fault(status=500))
+    with pytest.raises(SourceUnavailableError):
+        await DumpService(client).dump(config)
     with pytest.raises(CheckpointConflictError, match=text):
-        await DumpService(client).dump(DumpConfig(table="tv_channel", output_dir=out, **change))
+        await DumpService(client).dump(replace(config, **change))
+    await DumpService(client).dump(config)
+    with caplog.at_level("INFO", logger="producer.dump"):
+        stats = await DumpService(client).dump(replace(config, **change))
+    wanted = [row for row in expected("tv_channel") if "where_clause" not in change or row["id"] > 3]
+    assert sorted(ids_of(stats.files)) == [row["id"] for row in wanted]
+    assert stats.progress.dumped_rows == len(wanted)
+    assert [r.getMessage().endswith("starting over") for r in caplog.records if "complete" in r.message] == [True]
 
 
 async def test_a_file_that_is_not_as_its_state_says_is_not_continued(client: AsyncIPTVPortalClient, out: Path) -> None:

@@ -15,7 +15,7 @@ from producer.errors import (
     PermanentError,
 )
 from producer.sources.iptvportal import AsyncIPTVPortalClient
-from tests.dump import expected, ids_of, read_state
+from tests.dump import expected, ids_of, read_state, stats_of
 
 
 @pytest.mark.parametrize("strategy", ["offset", "id_range"])
@@ -32,7 +32,7 @@ async def test_nothing_is_written_while_paused(client: AsyncIPTVPortalClient, ou
     task = asyncio.create_task(service.dump(config, progress_callback=pause_once))
     while not rows_at_pause:
         await asyncio.sleep(0.001)
-    stats = service.get_stats("terminal")
+    stats = stats_of(service, "terminal")
     assert stats.state == "paused"
     held = await _settled(out / "terminal.jsonl")
     # What was on its way when the pause came: of each range a chunk that was written, and one that was being written.
@@ -65,7 +65,7 @@ async def test_a_cancelled_dump_keeps_its_state_and_goes_on(client: AsyncIPTVPor
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
         await task
-    stopped = service.get_stats("terminal")
+    stopped = stats_of(service, "terminal")
     assert (stopped.state, read_state(config)["dumped_rows"]) == ("stopped", stopped.progress.dumped_rows)
     stats = await service.dump(config)
     assert ids_of(stats.files) == [row["id"] for row in expected("terminal")]
@@ -79,7 +79,7 @@ async def test_several_tables_keep_their_own_states_and_one_failure_stops_no_oth
     with pytest.raises(PermanentError, match="no_such") as caught:
         await service.dump_many(configs, max_concurrent=3)
     assert "nor_this" in caught.value.__notes__[0]
-    assert [service.get_stats(c.table).state for c in configs] == ["complete", "failed", "complete", "failed"]
+    assert [stats_of(service, c.table).state for c in configs] == ["complete", "failed", "complete", "failed"]
     assert [read_state(c)["table"] for c in configs if c.state_path.exists()] == ["tv_channel", "media"]
 
 
