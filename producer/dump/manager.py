@@ -156,15 +156,15 @@ class AsyncDumpManager:
             if saved is not None and saved.exact is not None and saved.exact.replacing:
                 await asyncio.to_thread(sink.replace_file)
             beginning = await asyncio.to_thread(begin, config, saved, planned, sink)
-            await self._open(sink, dataset, beginning, saved)
-            sink = await self._run(sink, dataset)
-            await sink.finish(pa.RecordBatch.from_pylist([], schema=sink.schema))
+            async with contextlib.AsyncExitStack() as sinks:
+                sinks.push_async_callback(sink.close)
+                await self._open(sink, dataset, beginning, saved)
+                await self._read_all(sink, dataset, sinks)
             self.progress.completed_at = utc_now()
             self.progress.total_rows = self.progress.dumped_rows
             self.stats.state = DumpState.COMPLETE
             await self._save()
         finally:
-            await sink.close()
             if self._kept is not None and self.stats.state is not DumpState.COMPLETE:
                 with contextlib.suppress(SinkUnavailableError):  # the older state stands, and is as good
                     await self._save()
@@ -178,36 +178,39 @@ class AsyncDumpManager:
         source: Source = client.for_files(self.config.table, typed=typed, types=types)
         return source
 
-    async def _run(self, sink: FileSink, dataset: Dataset) -> FileSink:
-        """Reads the table to its end; the sink that the last rows went to. Where a column turns out to need a wider
-        type than its first rows had, the files are written again with it, and reading continues."""
+    async def _read_all(self, sink: FileSink, dataset: Dataset, sinks: contextlib.AsyncExitStack) -> None:
+        """Reads the table to its end and completes the files. Where a column turns out to need a wider type than its
+        first rows had, the files are written again with it, and reading continues."""
         while True:
             try:
                 await self._run_splits(sink, dataset)
-                return sink
+                break
             except SchemaChangedError as error:
                 before = dataset
                 dataset = await self._retried(lambda: self._source.describe(self._stream))
-                if dataset.schema.names != before.schema.names or dataset.schema.equals(before.schema):
+                if dataset.schema.names != before.schema.names or dataset.schema.equals(
+                    before.schema, check_metadata=True
+                ):
                     raise error
                 await sink.close()
-                wider = self._sink(dataset, sink.chunked)
-                await self._rewrite(sink, wider, dataset)
-                sink = wider
+                sink = await self._rewrite(sink, dataset)
+                sinks.push_async_callback(sink.close)
+                await sink.open(sink.mark)
+        await sink.finish(pa.RecordBatch.from_pylist([], schema=sink.schema))
 
-    async def _rewrite(self, sink: FileSink, wider: FileSink, dataset: Dataset) -> None:
-        """The rows of `sink` in the files of `wider`; at any moment the state tells which of both there are."""
+    async def _rewrite(self, narrow: FileSink, dataset: Dataset) -> FileSink:
+        """A sink of the new types with all rows of `narrow`; at any moment the state tells which of both there is."""
         assert self._kept is not None
-        mark = await asyncio.to_thread(wider.write_again, sink)
-        types = self._types(dataset)
-        self._kept = replace(self._kept, mark=mark, types=types, replacing=not sink.chunked)
+        sink = self._sink(dataset, narrow.chunked)
+        await asyncio.to_thread(sink.write_again, narrow)
+        self._kept = replace(self._kept, mark=sink.mark, types=self._types(dataset), replacing=not narrow.chunked)
         await self._save()
-        await asyncio.to_thread(wider.replace_file)
-        await wider.open(mark)
+        await asyncio.to_thread(sink.replace_file)
         self._kept = replace(self._kept, replacing=False)
         await self._save()
-        changed = [f.name for f in dataset.schema if f.type != sink.schema.field(f.name).type]
+        changed = [f.name for f in sink.schema if f.type != narrow.schema.field(f.name).type]
         log.info("%s: written again with wider types of %s", self.config.table, ", ".join(changed))
+        return sink
 
     def _types(self, dataset: Dataset) -> Mapping[str, str]:
         source: Any = self._source

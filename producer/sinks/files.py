@@ -123,21 +123,22 @@ class FileSink:
         with self.path(index).open("rb") as file:
             return max((rows for rows, _ in self._format.ends(pieces_of(file))), default=0)
 
-    def write_again(self, narrower: FileSink) -> FileMark:
+    def write_again(self, narrower: FileSink) -> None:
         """Writes the rows of `narrower`, which has the same columns in narrower types: into the same files where each
-        is a chunk, otherwise into a new one, for `replace_file`. The mark of what it has written. Blocking."""
+        is a chunk, otherwise into a new one, for `replace_file`; sets `mark`. Blocking."""
         try:
             if self._format.chunked:
                 for index in range(narrower.mark.files):
                     self._write_whole(self.path(index), self._encoded(parquet_rows(self.path(index))))
-                return narrower.mark
+                self.mark = narrower.mark
+                return
             with self._new_path().open("wb") as file:
                 file.write(self._format.header)
                 for rows in avro_rows(narrower.path(), narrower.schema):
                     file.write(self._format.encode(with_types(rows, self.schema)))
                 file.flush()
                 os.fsync(file.fileno())
-                return FileMark(1, file.tell())
+                self.mark = FileMark(1, file.tell())
         except OSError as error:
             raise _translated(error, self.path()) from None
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import gzip
+import json
 import secrets
 import sqlite3
 import time
@@ -28,6 +29,7 @@ Json = Any
 sqlite3.register_converter("boolean", lambda raw: raw != b"0")
 for _declared in ("date", "timestamp"):
     sqlite3.register_converter(_declared, bytes.decode)
+sqlite3.register_converter("any_text", json.loads)  # any value, written as JSON
 
 
 @dataclass(frozen=True, slots=True)
@@ -180,12 +182,19 @@ class JsonSqlServer:
             connection.close()
 
     def _answer(self, request: web.Request, answer: Json, status: int = 200) -> web.Response:
-        body = orjson.dumps(answer)
+        body = _dumps(answer)
         headers = {"Content-Type": "application/json"}
         if self.settings.gzip and "gzip" in request.headers.get("Accept-Encoding", ""):
             body = gzip.compress(body, compresslevel=1)
             headers["Content-Encoding"] = "gzip"
         return web.Response(body=body, status=status, headers=headers)
+
+
+def _dumps(answer: Json) -> bytes:
+    try:
+        return orjson.dumps(answer)
+    except TypeError:  # a whole number of more than 64 bits
+        return json.dumps(answer).encode()
 
 
 def _error(call: Json, code: int, message: str) -> Json:

@@ -22,7 +22,10 @@ ADAPTERS = ("producer.sources", "producer.sinks", "producer.checkpoints")
 ENGINE = tuple(
     f"producer.{name}" for name in ("commits", "pipeline", "scheduling", "unit", "status", "stream", "service")
 )
-FRONT = ("producer.cli", "producer.commands", "producer.__main__", "producer.demo", "producer.dump", "producer.tgdata")
+FRONT = (
+    *("producer.cli", "producer.commands", "producer.__main__", "producer.demo"),
+    *("producer.dump", "producer.tgdata", "producer.iptvportal"),
+)
 PURE = (
     "producer.identity",
     "producer.model",

@@ -42,7 +42,7 @@ log = logging.getLogger("producer.iptvportal")
 
 _MAX_TEXT = 300
 #: How often one call may meet an expired session and log in again.
-_LOGINS = 5
+_LOGINS = 12
 
 
 class AsyncIPTVPortalClient:
