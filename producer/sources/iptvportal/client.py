@@ -42,7 +42,7 @@ log = logging.getLogger("producer.iptvportal")
 
 _MAX_TEXT = 300
 #: How often one call may meet an expired session and log in again.
-_LOGINS = 12
+_LOGINS = 5
 
 
 class AsyncIPTVPortalClient:
@@ -91,6 +91,7 @@ class AsyncIPTVPortalClient:
         self._http: httpx.AsyncClient | None = None
         self._session: str | None = None
         self._authorising = asyncio.Lock()
+        self._alone = asyncio.Lock()
         self._ids = itertools.count(1)
         self.query = QueryBuilder()
 
@@ -163,13 +164,24 @@ class AsyncIPTVPortalClient:
             for i, (method, params) in zip(ids, calls, strict=True)
         ]
         body = orjson.dumps(requests if len(requests) > 1 else requests[0])
-        for _ in range(_LOGINS):
+        async with self._alone:  # wait for a call that is logging in
             session = self._session
-            status, answer = await self._post("/api/jsonsql/", body, session)
-            if not _is_expired(status, answer):
-                self._raise_for_status(status, answer)
-                return ids, answer
-            await self._authorise(session)
+        status, answer = await self._post("/api/jsonsql/", body, session)
+        if _is_expired(status, answer):
+            status, answer = await self._repeat(body, session)
+        self._raise_for_status(status, answer)
+        return ids, answer
+
+    async def _repeat(self, body: bytes, session: str | None) -> tuple[int, bytes]:
+        """The answer to a request that met an expired `session`. Nothing new is sent meanwhile: where sessions last
+        for a few calls only, the others would use up each new one."""
+        async with self._alone:
+            for _ in range(_LOGINS):
+                await self._authorise(session)
+                session = self._session
+                status, answer = await self._post("/api/jsonsql/", body, session)
+                if not _is_expired(status, answer):
+                    return status, answer
         # Each login succeeded, so the account is right: another session of it, or a short life, ends ours.
         raise SourceUnavailableError(
             f"iptvportal: {self.host} refused {_LOGINS} new sessions, one after another{self._detail(answer)}",
