@@ -7,7 +7,6 @@ run concurrently on one `TgData`: they share the connection and the rate limit, 
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -18,16 +17,15 @@ from types import TracebackType
 from typing import Any, Literal, Self, overload
 
 import pyarrow as pa
-from pydantic import ValidationError
 
-from producer.errors import ConfigError
-from producer.sources.telegram.config import TelegramConfig
+from producer.tgdata.arguments import Query, query_of, read_argument
 from producer.tgdata.checkpoint_file import CheckpointFile, MessageCheckpoint
 from producer.tgdata.connection import Connection
 from producer.tgdata.frame import MessageFrame, frame_of
 from producer.tgdata.pace import first_size, next_delay, next_size
 from producer.tgdata.progress import Progress, ProgressCallback
-from producer.tgdata.reading import Query, Rate, Reading
+from producer.tgdata.reading import Rate, Reading
+from producer.tgdata.settings import telegram_config
 
 GIVE_UP_AFTER_S = 600.0
 
@@ -71,39 +69,31 @@ _blocks: ContextVar[tuple[_Block, ...]] = ContextVar("blocks", default=())
 
 
 class TgData:
-    """One Telegram account. Settings by keyword, else ``TELEGRAM_API_ID``, ``TELEGRAM_API_HASH``, ``TELEGRAM_SESSION``.
+    """One Telegram account.
 
-    `session` is a session string (see ``producer telegram login``) or the path of a file that holds one. Other
-    settings are those of `TelegramConfig`; ``TELEGRAM_MIN_DELAY_S`` gives its ``min_delay_s``. Raises ConfigError where
-    one is missing.
+    `session` is a session string (see ``producer telegram login``), or the path of a file that holds one or that is a
+    session file of Telethon. `config_path` names a ``config.ini`` of the tgdata package. What is given in neither way
+    comes from ``TELEGRAM_API_ID``, ``TELEGRAM_API_HASH`` and ``TELEGRAM_SESSION``, then from ``config.ini`` in the
+    working folder. Other settings are those of `TelegramConfig`; ``TELEGRAM_MIN_DELAY_S`` gives its ``min_delay_s``.
+    With `original_columns` the frames have the column names of the tgdata package (``MessageId``, ...).
+    ConfigError names a setting that is missing or wrong.
     """
 
     def __init__(
         self,
+        config_path: str | Path | None = None,
         *,
         api_id: int | None = None,
         api_hash: str | None = None,
-        session: str | None = None,
+        session: str | Path | None = None,
         profile_photos_path: str = "profile_photos",
         give_up_after_s: float = GIVE_UP_AFTER_S,
+        original_columns: bool = False,
         **settings: Any,
     ) -> None:
-        if "min_delay_s" not in settings and (least := os.environ.get("TELEGRAM_MIN_DELAY_S")):
-            settings["min_delay_s"] = least
         given = {"api_id": api_id, "api_hash": api_hash, "session": session}
-        for name, value in given.items():
-            if value is None:
-                given[name] = os.environ.get(f"TELEGRAM_{name.upper()}") or None
-            if given[name] is None:
-                raise ConfigError(f"{name} is missing", hint=f"give it to TgData, or set TELEGRAM_{name.upper()}")
-        text = str(given["session"])
-        if len(text) < 256 and Path(text).is_file():
-            given["session"] = Path(text).read_text(encoding="utf-8").strip()
-        try:
-            self._config = TelegramConfig.model_validate(given | settings)
-        except ValidationError as error:
-            first = error.errors()[0]
-            raise ConfigError(f"{'.'.join(str(part) for part in first['loc'])}: {first['msg']}") from None
+        self._config = telegram_config(config_path, given, settings)
+        self._original_columns = original_columns
         self._photos_path = profile_photos_path
         self._give_up_after_s = give_up_after_s
         self._connection = Connection(self._config)
@@ -156,10 +146,17 @@ class TgData:
         down, and shrink again. With `use_adaptive_sizing` a batch is as large as about two seconds allow, at most
         `batch_size`. The checkpoint file is locked until the iterator ends.
         """
-        query = Query(group_id, checkpoint_file, after_id, start_date, end_date, limit)
-        progress = Progress(progress_callback, with_progress)
+        batch_size, delay = read_argument("batch_size", batch_size), read_argument("delay", delay)
+        query = query_of(
+            group_id=group_id, checkpoint_file=checkpoint_file, after_id=after_id, start_date=start_date,
+            end_date=end_date, limit=limit,
+        )  # fmt: skip
+        progress = Progress(read_argument("progress_callback", progress_callback), with_progress)
         pause_s, size = delay, first_size(batch_size, adaptive=use_adaptive_sizing)
-        async with self._file(checkpoint_file) as file, self._reading(query, file, include_profile_photos) as reading:
+        async with (
+            self._file(query.checkpoint_file) as file,
+            self._reading(query, file, include_profile_photos) as reading,
+        ):
             while True:
                 begun = time.monotonic()
                 table = await reading.next(size)
@@ -169,7 +166,7 @@ class TgData:
                 if rate_limit_aware:
                     pause_s = next_delay(pause_s, delay, rate.remaining)
                 await progress.report(table.num_rows, reading.total)
-                yield _frame(table, reading, rate, delay=pause_s, current=progress.current)
+                yield self._frame(table, reading, rate, delay=pause_s, current=progress.current)
                 reading.commit()
                 if use_adaptive_sizing:
                     size = next_size(size, time.monotonic() - begun, batch_size)
@@ -239,9 +236,13 @@ class TgData:
                 limit=limit, include_profile_photos=include_profile_photos, with_progress=with_progress,
                 use_adaptive_sizing=use_adaptive_sizing,
             )  # fmt: skip
-        query = Query(group_id, checkpoint_file, after_id, start_date, end_date, limit)
-        progress = Progress(progress_callback, with_progress)
-        async with self._file(checkpoint_file) as file:
+        batch_size = read_argument("batch_size", batch_size)
+        query = query_of(
+            group_id=group_id, checkpoint_file=checkpoint_file, after_id=after_id, start_date=start_date,
+            end_date=end_date, limit=limit,
+        )  # fmt: skip
+        progress = Progress(read_argument("progress_callback", progress_callback), with_progress)
+        async with self._file(query.checkpoint_file) as file:
             async with self._reading(query, file, include_profile_photos) as reading:
                 tables = []
                 while (table := await reading.next(batch_size)) is not None:
@@ -249,7 +250,7 @@ class TgData:
                     await progress.report(table.num_rows, reading.total)
                 whole = pa.concat_tables(tables) if tables else pa.Table.from_batches([], reading.schema)
                 rate = reading.rate_since_last_batch()
-                frame = _frame(whole, reading, rate, delay=0.0, current=progress.current)
+                frame = self._frame(whole, reading, rate, delay=0.0, current=progress.current)
             if file is not None and tables:
                 block = self._block()
                 if block is None:
@@ -264,7 +265,7 @@ class TgData:
         return around[-1] if around else None
 
     @asynccontextmanager
-    async def _file(self, path: str | Path | None) -> AsyncIterator[CheckpointFile | None]:
+    async def _file(self, path: Path | None) -> AsyncIterator[CheckpointFile | None]:
         """The checkpoint file, locked for the length of the block unless somebody keeps it for longer."""
         if path is None:
             yield None
@@ -289,11 +290,8 @@ class TgData:
             await reading.open()
             yield reading
 
-
-def _frame(table: pa.Table, reading: Reading, rate: Rate, *, delay: float, current: int) -> MessageFrame:
-    return frame_of(
-        table,
-        {
+    def _frame(self, table: pa.Table, reading: Reading, rate: Rate, *, delay: float, current: int) -> MessageFrame:
+        metadata = {
             "rate_limit_remaining": rate.remaining,
             "rate_limit_waits": rate.waits,
             "response_time": reading.answer_s,
@@ -301,5 +299,5 @@ def _frame(table: pa.Table, reading: Reading, rate: Rate, *, delay: float, curre
             "current": current,
             "total": reading.total,
             "last_message_id": table["id"][-1].as_py() if table.num_rows else None,
-        },
-    )
+        }
+        return frame_of(table, metadata, original_columns=self._original_columns)

@@ -6,15 +6,13 @@ import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
-from datetime import datetime
 from functools import partial
-from pathlib import Path
 from typing import Any, TypeVar
 
 import pyarrow as pa
 
 from producer.config import StreamConfig
-from producer.errors import CheckpointConflictError, ProducerError, TransientError
+from producer.errors import CheckpointConflictError, ConfigError, ProducerError, TransientError
 from producer.model import KeyPosition, Position, Split
 from producer.retry import attempts
 from producer.sources.telegram.chats import Chat
@@ -22,6 +20,7 @@ from producer.sources.telegram.config import TelegramConfig
 from producer.sources.telegram.history import count_after
 from producer.sources.telegram.media import Downloads
 from producer.sources.telegram.reader import ChatReader, place_of
+from producer.tgdata.arguments import Query
 from producer.tgdata.checkpoint_file import CheckpointFile, MessageCheckpoint
 from producer.tgdata.connection import Lease
 from producer.tgdata.pace import SHORT_OF_RATE
@@ -29,18 +28,6 @@ from producer.tgdata.pace import SHORT_OF_RATE
 log = logging.getLogger(__name__)
 
 T = TypeVar("T")
-
-
-@dataclass(frozen=True, slots=True)
-class Query:
-    """What one call reads."""
-
-    group_id: int | str
-    checkpoint_file: str | Path | None
-    after_id: int
-    start_date: datetime | None
-    end_date: datetime | None
-    limit: int | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,7 +70,10 @@ class Reading:
         query, source = self._query, self._source
         found = self._file.read() if self._file is not None else None
         stream = self._stream()
-        dataset = await self._again(source.describe, stream)
+        try:
+            dataset = await self._again(source.describe, stream)
+        except ConfigError as error:
+            raise ConfigError(f"group_id: {error.message}", hint=error.hint) from None
         self.schema = dataset.schema
         splits = await self._again(source.plan, stream, dataset)
         chats = await self._again(source.succession, stream)

@@ -66,15 +66,6 @@ async def test_a_group_may_be_named_by_its_name(tg: TgData) -> None:
     assert len(ids(await batches(tg, group_id="@demo"))) == 1250
 
 
-async def test_integers_stay_integers_beside_missing_ones(tg: TgData) -> None:
-    frame = (await batches(tg))[0]
-    assert str(frame["reply_to_id"].dtype) == "Int64"
-    assert frame["reply_to_id"].isna().any()
-    assert set(frame["reply_to_id"].dropna()) <= {1, 4}
-    assert str(frame["id"].dtype) == "Int64"
-    assert str(frame["pinned"].dtype) == "boolean"
-
-
 async def test_rows_without_a_known_sender_are_kept(chat: Chat) -> None:
     async with Server(World([chat], hidden_users=frozenset(SENDERS))) as server:
         assert len(ids(await batches(client(server)))) == 1250
