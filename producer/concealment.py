@@ -30,7 +30,7 @@ def _quotes_concealed(error: EncodeError | RepeatedKeyError, stream: StreamConfi
     """Whether a column that the error may quote is concealed; all of them are where the columns are not known."""
     from producer.transforms import compile_transforms
 
-    if dataset is None:
+    if dataset is None or (isinstance(error, EncodeError) and not error.field):  # it may quote any value
         return True
     try:
         transform = compile_transforms(stream.transforms, dataset, stream=stream.name)

@@ -185,7 +185,8 @@ class DeadLetters:
 
     def _of_rejected(self, page: Page, rejected: RejectedRow) -> dict[str, Any]:
         error, message = rejected.error, rejected.error.message
-        if self._key_is_concealed or error.field in self._concealed:  # the source's words may quote key and value
+        quotes = error.field in self._concealed if error.field else bool(self._concealed)
+        if self._key_is_concealed or quotes:  # the source's words may quote key and value
             message = f"column {error.field!r} holds a value that is not of its type"
         return self._letter(page, _rejected_values(rejected), error, message)
 

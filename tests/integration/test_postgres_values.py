@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from producer.concealment import tellable
 from producer.config import StreamConfig
 from producer.errors import ConfigError, EncodeError, PermanentError, SchemaChangedError
 from producer.model import Page, Position
@@ -325,6 +326,15 @@ async def test_a_key_that_is_not_utf8_is_named(foreign: tuple[Databank, str, str
     assert "where" in caught.value.hint
 
 
+async def test_a_label_that_is_not_utf8_is_refused_with_the_tables_name(foreign: tuple[Databank, str, str]) -> None:
+    bank, bad, _ = foreign
+    bank.run("drop table if exists x")
+    bank.run("create table x (id int primary key)")
+    bank.run(f"do $$ begin execute 'comment on column x.id is ' || quote_literal({bad}); end $$")
+    with pytest.raises(ConfigError, match="table 'x': a name, a comment or a label"):
+        await read(bank.url, stream("x"))
+
+
 async def test_a_database_whose_encoding_cannot_be_read_is_refused(bank: Databank) -> None:
     bank.run("create database mule encoding 'MULE_INTERNAL' template template0 lc_collate 'C' lc_ctype 'C'")
     with pytest.raises(ConfigError, match="encoding cannot be read"):
@@ -376,7 +386,7 @@ async def test_a_computed_value_that_fails_is_named_and_goes_to_the_dead_letters
 async def test_rows_that_offset_skips_are_not_taken_for_bad(ten: Databank) -> None:
     ten.run("create or replace view computed as select b.id, 1 / (b.id - 3) as c from b")
     config = stream("computed", key=["id"], page_size=4, traversal="OFFSET", on_bad_record="dead_letter")
-    with pytest.raises(PermanentError, match="before the position") as caught:
+    with pytest.raises(EncodeError, match="before the position") as caught:
         await pages(ten.url, config)
     assert "ID_RANGE" in caught.value.hint
 
@@ -386,10 +396,11 @@ async def test_rows_that_offset_skips_are_not_taken_for_bad(ten: Databank) -> No
     [{"where": "1 / (id - 3) > -1"}, {"where": "id > :a", "params": {"a": "no number"}}, {"where": "id > 1/0"}],
 )
 async def test_a_condition_that_fails_is_no_bad_record(ten: Databank, settings: dict[str, Any]) -> None:
-    with pytest.raises(PermanentError, match="rows cannot be read") as caught:
+    with pytest.raises(EncodeError, match="rows cannot be read") as caught:
         await pages(ten.url, stream("b", on_bad_record="dead_letter", **settings))
-    assert not isinstance(caught.value, EncodeError)
     assert "where" in caught.value.hint
+    masked = stream("b", transforms=[{"drop": ["c"]}])  # no column is named, so the words may quote any
+    assert "rows cannot be read" not in tellable(caught.value, masked, None).message
 
 
 async def test_a_bad_row_does_not_hide_that_keys_repeat(ten: Databank) -> None:

@@ -82,6 +82,12 @@ def test_each_sqlstate_has_its_own_answer(state: str, expected: type[ProducerErr
     assert expected is EncodeError or "PostgreSQL at db:5432" in error.message
 
 
+def test_a_value_that_is_too_large_for_the_server_is_a_value_and_no_failure_of_the_server() -> None:
+    assert (
+        type(translate(LibpqError("ERROR:  invalid memory alloc request size 2000000000", "XX000"), URL)) is EncodeError
+    )
+
+
 #: What libpq says where no SQLSTATE comes, what it becomes, and a word of the hint.
 FATAL = 'connection to server at "db" (10.0.0.1), port 5432 failed: FATAL:  '
 WORDS: list[tuple[str, type[ProducerError], str]] = [

@@ -30,7 +30,8 @@ def open_database(options: Options, executor: Executor) -> Database:
     if not separator or not name:
         raise ConfigError("the source's url has no scheme", hint="such as postgresql://user@host/database")
     if name not in DIALECTS:
-        raise ConfigError(f"the source's url: {name!r} is no known database", hint="known: " + ", ".join(DIALECTS))
+        what = repr(name) if name.isalnum() else "its scheme"  # a part of a password may be in front of ://
+        raise ConfigError(f"the source's url: {what} is no known database", hint="known: " + ", ".join(DIALECTS))
     if name in ("mysql", "mariadb"):
         parse(options.url, "the source's url", example=f"{name}://user:password@host:3306/database")
     module, factory, extra = DIALECTS[name]

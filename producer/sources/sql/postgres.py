@@ -99,7 +99,11 @@ class PostgresDatabase:
         path = split_name(name, fold=str.lower)
         if len(path) > 2:
             raise ConfigError(f"table {name!r} has more parts than schema and table")
-        return await self._meta.run(lambda connection: reflect(partial(_rows, connection), name, path, decimal))
+        try:
+            return await self._meta.run(lambda connection: reflect(partial(_rows, connection), name, path, decimal))
+        except EncodeError as error:
+            what = f"table {name!r}: a name, a comment or a label of an enum cannot be read"
+            raise ConfigError(f"{what}: {error.message}", hint="rename it in the database") from None
 
     async def origin(self, table: Table) -> Identity:
         def work(connection: Connection) -> Identity:
@@ -113,7 +117,10 @@ class PostgresDatabase:
         if not names:
             return {}
         numbered = bind_named(sql, lambda name: f"${names.index(name) + 1}", lexis=self.lexis)
-        return await self._meta.run(lambda connection: parameter_types(partial(_rows, connection), numbered, names))
+        try:
+            return await self._meta.run(lambda connection: parameter_types(partial(_rows, connection), numbered, names))
+        except EncodeError as error:
+            raise ConfigError(f"where: {error.message}") from None
 
     async def listen(self, channel: str, wake: Callable[[], None]) -> None:
         await listening(self._options, channel, wake)

@@ -76,6 +76,7 @@ _BY_WORDS: tuple[tuple[str, str], ...] = (
     ("starting up|shutting down|in recovery mode|not (currently |yet )?accepting connections", "57P03"),
     ("ReadRecord failed at row", "22000"),  # the driver has no form for a value
 )
+_TOO_LARGE = re.compile("invalid memory alloc request size|array size exceeds")  # of one value, and not of the server
 _UNREADABLE = re.compile("conversion between .* is not supported")
 _WRONG_URL = re.compile(
     "definition of service .* not found|service file .* not found|invalid .* value|invalid connection option"
@@ -97,6 +98,8 @@ def translate(error: Any, url: PostgresUrl) -> ProducerError:
         state = next((code for words, code in _BY_WORDS if re.search(words, raw)), state)
     if not state:
         return _unanswered(raw, f"{where}: {text}")
+    if state == "XX000" and _TOO_LARGE.search(raw):
+        return EncodeError(text)
     found, hint = next(
         (_BY_STATE[state[:length]] for length in (5, 3, 2) if state[:length] in _BY_STATE), (PermanentError, "")
     )

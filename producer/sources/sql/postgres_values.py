@@ -16,7 +16,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from producer.errors import EncodeError, PermanentError, TransientError
+from producer.errors import EncodeError, TransientError
 from producer.model import KeyScalar, RejectedRow
 from producer.sources.sql.adbc import Result
 from producer.sources.sql.arrow import Unreadable
@@ -64,7 +64,7 @@ def isolate(query: Query, sql: str, error: EncodeError, read: Read, to_rows: ToR
 
 
 def _refuse_where_skipped(query: Query, rest: str, read: Read) -> None:
-    """PermanentError where the error comes from a row that OFFSET skips: the server computes these as well."""
+    """EncodeError where it comes from a row that OFFSET skips: the server computes these as well."""
     match = _SKIPPING.search(rest)
     if match is None:
         return
@@ -73,7 +73,7 @@ def _refuse_where_skipped(query: Query, rest: str, read: Read) -> None:
         read(f"SELECT count(p) FROM (SELECT {select_list(query.columns)}{skipped}) p")  # computes, and sends none
     except EncodeError as error:
         message = f"rows before the position cannot be read any more: {error.message}"
-        raise PermanentError(message, hint="traversal: ID_RANGE does not look at them again") from None
+        raise EncodeError(message, hint="traversal: ID_RANGE does not look at them again") from None
 
 
 def _key(query: Query, rejected: RejectedRow) -> tuple[KeyScalar, ...]:
@@ -95,7 +95,7 @@ def _good_rows(sql: str, read: Read) -> tuple[Result, EncodeError | None]:
     try:
         best, good, error = first(0), 0, None
     except EncodeError as reason:  # where there is no row yet
-        raise PermanentError(f"rows cannot be read: {reason.message}", hint=_NO_VALUE_HINT) from None
+        raise EncodeError(f"rows cannot be read: {reason.message}", hint=_NO_VALUE_HINT) from None
     bad: int | None = None
     while bad is None or bad - good > 1:
         count = max(1, good * _GROWTH) if bad is None else (good + bad) // 2
@@ -113,7 +113,7 @@ def _good_rows(sql: str, read: Read) -> tuple[Result, EncodeError | None]:
 def _find_row(query: Query, rest: str, number: int, read: Read, to_column: ToColumn, good: Result | None) -> _Row:
     """The row that cannot be read, right after the last one of `good`; TransientError where it is no longer there.
 
-    PermanentError where the row cannot even be reached, so that no column's value is to blame.
+    EncodeError without a column where the row cannot even be reached, so that no column's value is to blame.
     """
     keys = tuple(column for name in query.key for column in query.columns if column.name == name)
     texts = ", ".join(f"({column.select})::text" for column in keys)
@@ -122,7 +122,7 @@ def _find_row(query: Query, rest: str, number: int, read: Read, to_column: ToCol
     try:
         marks = read(_some(f"SELECT {mark}{rest}", number - before, 1 + before)).table.column(0)
     except EncodeError as error:
-        raise PermanentError(f"rows cannot be read: {error.message}", hint=_NO_VALUE_HINT) from None
+        raise EncodeError(f"rows cannot be read: {error.message}", hint=_NO_VALUE_HINT) from None
     if len(marks) < 1 + before:
         raise _changed()
     if good is not None:
