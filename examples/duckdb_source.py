@@ -30,7 +30,7 @@ from producer.sources.sql.dialects import DIALECTS
 from producer.sources.sql.lexis import Lexis
 from producer.sources.sql.names import bind_named, nearest, quote, split_name
 from producer.sources.sql.scalars import key_of
-from producer.sources.sql.table import Column, Options, Query, Rows, Table
+from producer.sources.sql.table import Column, Options, Query, Rows, Table, WriterZone
 from producer.sources.sql.threads import in_thread
 
 T = TypeVar("T")
@@ -101,8 +101,15 @@ class DuckDatabase:
     def checksum(self, columns: tuple[Column, ...]) -> str | None:
         return None
 
-    def older_than(self, column: Column, seconds: float) -> str:
-        return f"t.{quote(column.name)} < now() AT TIME ZONE 'UTC' - INTERVAL ({seconds:f}) SECOND"
+    async def time_zone(self) -> str:
+        return "UTC"
+
+    def older_than(self, column: Column, seconds: float, zone: WriterZone | None) -> str:
+        moment = f"now() - INTERVAL ({seconds:f}) SECOND"
+        if zone is None:
+            return f"t.{quote(column.name)} < {moment}"
+        offset = zone.offset(f"epoch({moment})") if zone.offsets else "0"
+        return f"t.{quote(column.name)} < ({moment}) AT TIME ZONE 'UTC' + INTERVAL ({offset}) SECOND"
 
     def sample(self, table: Table, rows: int | None) -> str | None:
         return f"{table.source} t"  # a window over a whole column is what it does best

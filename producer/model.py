@@ -167,7 +167,7 @@ class Dataset:
     ``identity`` says in a canonical way what is read (table, columns, where, params, order); it makes the
     fingerprint and may not hold a secret.
     ``value_schema``/``key_schema`` are Avro schemas where the source has fixed ones. ``origin`` is the source's own
-    part of what a checkpoint belongs to.
+    part of what a checkpoint belongs to. ``remarks`` are what the source has assumed, for a person.
     """
 
     name: str
@@ -183,6 +183,7 @@ class Dataset:
     value_schema: Mapping[str, Json] | None = None
     key_schema: Mapping[str, Json] | None = None
     origin: Identity = field(default_factory=Identity)
+    remarks: tuple[str, ...] = ()
 
     @property
     def full_name(self) -> str:

@@ -31,9 +31,11 @@ from producer.config import (
     TransformConfig,
 )
 from producer.config.explain import nearest
+from producer.config.zone import find_zone
 from producer.encoding.shown import shown
 from producer.errors import ConfigError, EncodeError, SchemaIncompatibleError
 from producer.model import Dataset, Page
+from producer.zones import local_to_utc
 
 Step = Callable[[pa.Array], pa.Array]
 
@@ -71,13 +73,12 @@ class Column:
         for step in self.steps:
             try:
                 values = step(values)
-            except pa.ArrowInvalid:
+            except (pa.ArrowInvalid, _SkippedTime) as error:
                 row = _first_refused(step, values)
-                raise EncodeError(
-                    f"column {self.source!r}: a value of type {values.type} has no form as {self.field.type}",
-                    field=self.source,
-                    row=row,
-                ) from None
+                problem = f"a value of type {values.type} has no form as {self.field.type}"
+                if isinstance(error, _SkippedTime):
+                    problem = str(error)
+                raise EncodeError(f"column {self.source!r}: {problem}", field=self.source, row=row) from None
         return values
 
 
@@ -324,13 +325,23 @@ def _replace(text: str) -> Step:
     return lambda values: pc.if_else(values.is_valid(), pa.scalar(text), pa.scalar(None, pa.string()))
 
 
+class _SkippedTime(Exception):
+    """A local time that the zone's clock never showed, because it was put forward."""
+
+
 def _at_utc(zone: str) -> Step:
-    """Of an hour that the zone has twice the first is taken; a time that it skips is that of the clock's change."""
+    """Of a time that the zone's clock showed twice the first is taken; `_SkippedTime` for one that it never showed."""
+    rules = find_zone(zone)
 
     def step(values: pa.Array) -> pa.Array:
-        if values.type.tz is None:
-            values = pc.assume_timezone(values, zone, ambiguous="earliest", nonexistent="latest")
-        return values.cast(_UTC)
+        if values.type.tz is not None:
+            return values.cast(_UTC)
+        local = values.cast(pa.timestamp("us")).view(pa.int64())
+        moments, skipped = local_to_utc(rules, local.fill_null(0).to_numpy())
+        valid = values.is_valid().to_numpy(zero_copy_only=False)
+        if (skipped & valid).any():
+            raise _SkippedTime(f"the clocks of {zone} skip a local time that it has")
+        return pa.array(moments, mask=~valid).view(_UTC)
 
     return step
 
@@ -343,6 +354,6 @@ def _first_refused(step: Step, values: pa.Array) -> int:
         try:
             step(values.slice(start, middle - start))
             start = middle
-        except pa.ArrowInvalid:
+        except (pa.ArrowInvalid, _SkippedTime):
             stop = middle
     return start

@@ -142,7 +142,8 @@ async def _table(source: Source, stream: StreamConfig, report: _Report) -> list[
 
     def told(dataset: Dataset) -> str:
         rows = "" if dataset.rows_estimate is None else f", about {dataset.rows_estimate:,} rows"
-        return f"{dataset.name}: {len(dataset.schema)} columns, key {', '.join(dataset.key) or 'none'}{rows}"
+        remarks = "".join(f"; {remark}" for remark in dataset.remarks)
+        return f"{dataset.name}: {len(dataset.schema)} columns, key {', '.join(dataset.key) or 'none'}{rows}{remarks}"
 
     async def schemas(dataset: Dataset) -> Schemas:
         return schemas_of(stream, dataset)

@@ -11,6 +11,7 @@ from pydantic import Field, model_validator
 from producer.config.base import ConsistentModel, Model
 from producer.config.text import KeyPath
 from producer.config.transforms import TransformConfig
+from producer.config.zone import ZoneName
 from producer.model import Mode, Traversal
 
 _TOPIC = re.compile(r"[A-Za-z0-9._-]{1,249}")
@@ -52,6 +53,11 @@ class StreamConfig(ConsistentModel):
     )
     delay_s: float = Field(
         default=5.0, ge=0, description="mode timestamp: rows are read when they are so old; longer than transactions"
+    )
+    zone: ZoneName | None = Field(
+        default=None,
+        description="of a followed time without a zone: the zone it is written in, a name or an offset in quotes; "
+        "default: the database's own",
     )
     key: tuple[str, ...] | None = Field(default=None, min_length=1, description="default: the primary key")
     columns: tuple[str, ...] | None = Field(default=None, min_length=1, description="only these; default: all")
@@ -128,6 +134,8 @@ class StreamConfig(ConsistentModel):
             )
         if self.mode == "timestamp" and not self.order_by:
             yield ("mode",), "mode timestamp needs order_by with the column that holds the time of the last change"
+        if self.zone is not None and (self.mode == "snapshot" or self.table is None):
+            yield ("zone",), "zone needs a table, and a mode that follows it by a time, such as timestamp"
         if self.start == "latest" and self.mode not in ("tail", "timestamp"):
             yield ("start",), f"start latest cannot be used with mode {self.mode}; use mode tail or timestamp"
         for column in sorted(set(self.columns or ()) & set(self.exclude)):

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from typing import Annotated, Any, Self
-from zoneinfo import ZoneInfo, ZoneInfoNotFoundError, available_timezones
 
-from pydantic import BaseModel, BeforeValidator, Discriminator, Field, SecretStr, Tag, field_validator, model_validator
+from pydantic import BaseModel, BeforeValidator, Discriminator, Field, SecretStr, Tag, model_validator
 
 from producer.config.base import Model
 from producer.config.explain import nearest
+from producer.config.zone import ZoneName
 
 MIN_SALT_LENGTH = 8
 
@@ -52,16 +52,7 @@ class CastConfig(Model):
 
 class ToUtcConfig(Model):
     to_utc: tuple[str, ...] = Field(min_length=1, description="timestamp columns")
-    zone: str = Field(default="UTC", description="that in which timestamps without a zone were written")
-
-    @field_validator("zone")
-    @classmethod
-    def _known(cls, zone: str) -> str:
-        try:
-            ZoneInfo(zone)
-        except (ValueError, OSError, ZoneInfoNotFoundError):
-            raise ValueError(f"{zone!r} is not a time zone{nearest(zone, available_timezones())}") from None
-        return zone
+    zone: ZoneName = Field(default="UTC", description="that in which timestamps without a zone were written")
 
 
 _TRANSFORMS: Mapping[str, type[Model]] = {

@@ -112,6 +112,13 @@ KINDS: dict[str, tuple[str, Any, Any, dict[str, Any], str]] = {
         "EncodeError",
     ),
     "a record that is too large": ("b BLOB", b"x", b"\0" * 3_000_000, {}, "RecordTooLargeError"),
+    "a local time that its zone skips": (
+        "a TIMESTAMP",
+        "2024-07-01 12:00:00",
+        "2024-03-31 02:30:00",
+        {"transforms": [{"to_utc": ["a"], "zone": "Europe/Paris"}]},
+        "EncodeError",
+    ),
     "a value that cannot be cast": ("a TEXT", "1.5", "one", {"transforms": [{"cast": {"a": "double"}}]}, "EncodeError"),
     "a value that is not of its column's type": ("d DATE", "2024-01-01", "someday", {}, "EncodeError"),
 }

@@ -153,14 +153,56 @@ def test_timestamps_without_a_zone_are_read_as_the_named_one() -> None:
     assert avro_types(transform)["created"][1]["logicalType"] == "timestamp-micros"
 
 
-def test_an_hour_that_comes_twice_is_the_first_and_one_that_is_skipped_is_the_change_itself() -> None:
-    local = [dt.datetime(2024, 10, 27, 2, 30), dt.datetime(2024, 3, 31, 2, 30)]
-    transform = made({"to_utc": ["created"], "zone": "Europe/Paris"})
-    found = transform.page(page([{**ROWS[0], "created": moment} for moment in local])).batch.column("created")
-    assert found.to_pylist() == [
-        dt.datetime(2024, 10, 27, 0, 30, tzinfo=dt.UTC),
-        dt.datetime(2024, 3, 31, 1, 0, tzinfo=dt.UTC),
-    ]
+def to_utc(zone: str, *local: dt.datetime | None) -> list[dt.datetime | None]:
+    transform = made({"to_utc": ["created"], "zone": zone})
+    rows = [{**ROWS[0], "id": row, "created": moment} for row, moment in enumerate(local)]
+    found: list[dt.datetime | None] = transform.page(page(rows)).batch.column("created").to_pylist()
+    return found
+
+
+def utc(text: str) -> dt.datetime:
+    return dt.datetime.fromisoformat(text).replace(tzinfo=dt.UTC)
+
+
+@pytest.mark.parametrize(
+    ("zone", "local", "moment"),
+    [
+        ("Europe/Paris", "2024-10-27 02:30", "2024-10-27 00:30"),
+        ("Europe/Paris", "2024-10-27 02:59:59.999999", "2024-10-27 00:59:59.999999"),
+        ("Europe/Paris", "2024-10-27 03:00", "2024-10-27 02:00"),
+        ("America/New_York", "2024-11-03 01:00", "2024-11-03 05:00"),
+        ("Australia/Lord_Howe", "2024-04-07 01:45", "2024-04-06 14:45"),
+        ("Australia/Lord_Howe", "2024-04-07 02:00", "2024-04-06 15:30"),
+        ("Europe/Paris", "2050-07-01 12:00", "2050-07-01 10:00"),
+        ("America/New_York", "9998-07-01 12:00", "9998-07-01 16:00"),
+        ("Europe/Paris", "1899-07-01 12:00", "1899-07-01 11:50:39"),
+        ("Asia/Kolkata", "1850-01-01 00:00", "1849-12-31 18:06:32"),
+        ("+05:30", "2024-01-01 00:00", "2023-12-31 18:30"),
+        ("-10:00", "2024-01-01 00:00", "2024-01-01 10:00"),
+    ],
+)
+def test_a_local_time_is_the_first_moment_at_which_the_clocks_showed_it(zone: str, local: str, moment: str) -> None:
+    nothing, found, last = to_utc(zone, None, dt.datetime.fromisoformat(local), None)
+    assert (nothing, found, last) == (None, utc(moment), None)
+
+
+@pytest.mark.parametrize(
+    ("zone", "local"),
+    [
+        ("Europe/Paris", "2024-03-31 02:00"),
+        ("Europe/Paris", "2024-03-31 02:30"),
+        ("America/New_York", "2024-03-10 02:59:59.999999"),
+        ("Australia/Lord_Howe", "2024-10-06 02:15"),
+        ("America/New_York", "2060-03-14 02:30"),
+        ("Asia/Manila", "1844-12-31 12:00"),
+        ("Pacific/Apia", "2011-12-30 12:00"),
+    ],
+)
+def test_a_local_time_that_the_clocks_skip_is_a_bad_value_of_its_row(zone: str, local: str) -> None:
+    good = dt.datetime(2024, 7, 1, 12)
+    with pytest.raises(EncodeError, match=f"id=2.*'created': the clocks of {zone} skip") as caught:
+        to_utc(zone, good, None, dt.datetime.fromisoformat(local), good)
+    assert (caught.value.row, caught.value.field) == (2, "created")
 
 
 def test_transforms_are_done_in_their_order() -> None:

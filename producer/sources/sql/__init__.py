@@ -71,6 +71,7 @@ class SqlSource:
         options = Options(config.url.get_secret_value(), config.statement_timeout_s, config.connect_timeout_s)
         self._database = open_database(options, self._executor)
         self._selections: dict[str, Selection] = {}
+        self._warned: set[str] = set()
 
     async def start(self) -> None:
         await self._database.start()
@@ -89,6 +90,7 @@ class SqlSource:
         session = self._database.session()
         try:
             rows, row_bytes = await _estimate(session, selection, stream) or (None, None)
+            zone = await tail.assumed_zone(selection, self._database, stream)
         finally:
             await session.close()
         table = selection.table
@@ -113,6 +115,9 @@ class SqlSource:
             namespace=".".join(table.path[:-1]),
             comment=table.comment,
             origin=(await self._database.origin(table)).also(table=".".join(table.path)),
+            remarks=(f"{selection.order_names[0]} is taken to be written in time zone {zone}: `zone` sets it",)
+            if zone
+            else (),
         )
 
     async def plan(self, stream: StreamConfig, dataset: Dataset) -> Sequence[Split]:
@@ -134,7 +139,8 @@ class SqlSource:
         selection = keyset.within(await self._selection(stream), split.between, self._database.mark)
         if stream.mode == "snapshot" or not split.is_open:
             return SqlReader(stream, selection, split, self._database)
-        selection = tail.followed(selection, self._database, stream)
+        await self._warn_of_assumption(stream, selection)
+        selection = await tail.followed(selection, self._database, stream)
         pages = SqlReader(stream, tail.growing(selection, self._database), split, self._database)
         return TailReader(stream, pages, selection, split, self._database) if stream.late_commit_s else pages
 
@@ -158,6 +164,17 @@ class SqlSource:
         async with contextlib.aclosing(pages):
             async for page in pages:
                 yield page
+
+    async def _warn_of_assumption(self, stream: StreamConfig, selection: Selection) -> None:
+        if stream.name not in self._warned and (zone := await tail.assumed_zone(selection, self._database, stream)):
+            log.warning(
+                "times without a zone are taken to be written in the database's own",
+                stream=stream.name,
+                column=selection.order_names[0],
+                zone=zone,
+                hint="zone on the stream sets it",
+            )
+        self._warned.add(stream.name)
 
     async def keys(self, stream: StreamConfig) -> SqlKeys:
         selection = await self._select(stream, stream.table or "")

@@ -36,7 +36,17 @@ from producer.sources.sql.lexis import Lexis
 from producer.sources.sql.mysql_session import literal
 from producer.sources.sql.names import bind_named, nearest_table, quote, split_name
 from producer.sources.sql.origin import MYSQL_VARIABLES, mysql_origin
-from producer.sources.sql.table import MAX_RESULT_BYTES, Column, Options, Query, Rows, Scan, Table
+from producer.sources.sql.table import (
+    MAX_RESULT_BYTES,
+    PUT_BACK_HOURS,
+    Column,
+    Options,
+    Query,
+    Rows,
+    Scan,
+    Table,
+    WriterZone,
+)
 from producer.sources.sql.threads import STOP_GRACE_S
 
 if TYPE_CHECKING:
@@ -71,6 +81,8 @@ FROM information_schema.COLUMNS WHERE TABLE_SCHEMA = %s AND TABLE_NAME = %s
 _CHECKS = """
 SELECT CHECK_CLAUSE FROM information_schema.CHECK_CONSTRAINTS WHERE CONSTRAINT_SCHEMA = %s AND TABLE_NAME = %s
 """
+#: What the server's clock shows at a moment in UTC.
+_SERVERS_ZONE = "CONVERT_TZ({}, '+00:00', @@global.time_zone)"
 
 
 class MysqlDatabase:
@@ -184,9 +196,30 @@ class MysqlDatabase:
         texts = ", ".join(f"HEX(CAST(t.{quote(column.name, self.mark)} AS BINARY))" for column in columns)
         return f"CAST(CONV(LEFT(MD5(CONCAT_WS(',', {texts})), 15), 16, 10) AS UNSIGNED)"
 
-    def older_than(self, column: Column, seconds: float) -> str:
-        name = f"t.{quote(column.name, self.mark)}"
-        return f"{name} < UTC_TIMESTAMP(6) - INTERVAL {round(seconds * 1_000_000):d} MICROSECOND"
+    async def time_zone(self) -> str:
+        """The global one; ``SYSTEM`` with what the server's machine calls it."""
+        ((name, system, known),) = await self._meta.query(
+            f"SELECT @@global.time_zone, @@system_time_zone, {_SERVERS_ZONE.format('UTC_TIMESTAMP(6)')} IS NOT NULL"
+        )
+        if str(known) != "1":
+            raise ConfigError(
+                f"{_where(self._url)}: the server has no table of time zones, and its own is {name}",
+                hint="set zone on the stream, or load the tables by mariadb-tzinfo-to-sql",
+            )
+        return f"SYSTEM ({system})" if name == "SYSTEM" else str(name)
+
+    def older_than(self, column: Column, seconds: float, zone: WriterZone | None) -> str:
+        name, delay = f"t.{quote(column.name, self.mark)}", round(seconds * 1_000_000)
+        moment = f"UTC_TIMESTAMP(6) - INTERVAL {delay:d} MICROSECOND"
+        if zone is None:
+            return f"{name} < {moment}"
+        if zone.offsets is not None:
+            offset = zone.offset(f"UNIX_TIMESTAMP() - {round(seconds):d}")
+            return f"{name} < {moment} + INTERVAL ({offset}) SECOND"
+        # By its variable, and not by the name: only the server knows what SYSTEM is, and it may be set while we read.
+        ahead = f"INTERVAL {PUT_BACK_HOURS:d} HOUR"
+        local, later = (_SERVERS_ZONE.format(f"{moment}{more}") for more in ("", f" + {ahead}"))
+        return f"{name} < LEAST({local}, {later} - {ahead})"
 
     def sample(self, table: Table, rows: int | None) -> str | None:
         return None

@@ -41,7 +41,17 @@ from producer.sources.sql.postgres_catalog import Run, parameter_types, reflect,
 from producer.sources.sql.postgres_errors import translate
 from producer.sources.sql.postgres_notify import listening
 from producer.sources.sql.scalars import key_of, key_scalar
-from producer.sources.sql.table import MAX_RESULT_BYTES, Column, Options, Query, Rows, Scan, Table
+from producer.sources.sql.table import (
+    MAX_RESULT_BYTES,
+    PUT_BACK_HOURS,
+    Column,
+    Options,
+    Query,
+    Rows,
+    Scan,
+    Table,
+    WriterZone,
+)
 from producer.sources.sql.threads import STOP_GRACE_S, in_thread
 
 T = TypeVar("T")
@@ -139,8 +149,22 @@ class PostgresDatabase:
         values = names if len(columns) == 1 else f"ROW({names})"
         return f'hashtextextended(({values})::text COLLATE "C", {self._seed:d})'
 
-    def older_than(self, column: Column, seconds: float) -> str:
-        return f"t.{quote(column.name)} < now() - {seconds:f} * interval '1 second'"
+    async def time_zone(self) -> str:
+        """Of the server, the database or the role: what the session had before its own transactions set another."""
+        sql = "SELECT reset_val FROM pg_settings WHERE name = 'TimeZone'"
+        ((zone,),) = await self._meta.run(lambda connection: _rows(connection, sql))
+        return str(zone)
+
+    def older_than(self, column: Column, seconds: float, zone: WriterZone | None) -> str:
+        moment = f"(now() - {seconds:f} * interval '1 second')"
+        if zone is None:
+            return f"t.{quote(column.name)} < {moment}"
+        if zone.offsets is not None:
+            offset = zone.offset(f"extract(epoch FROM {moment})")
+            return f"t.{quote(column.name)} < {moment} AT TIME ZONE 'UTC' + ({offset}) * interval '1 second'"
+        name, ahead = quote(zone.name, "'"), f"interval '{PUT_BACK_HOURS:d} hours'"
+        later = f"({moment} + {ahead}) AT TIME ZONE {name} - {ahead}"
+        return f"t.{quote(column.name)} < LEAST({moment} AT TIME ZONE {name}, {later})"
 
     def sample(self, table: Table, rows: int | None) -> str | None:
         whole = f"{table.source} t"

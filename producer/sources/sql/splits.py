@@ -56,7 +56,7 @@ async def plan(
         greatest = await session.keys(keyset.edge_query(selection, database.mark, greatest=True))
         end, ledger = KeyPosition(greatest[0]) if greatest else None, None
     else:
-        followed = tail.followed(selection, database, stream)
+        followed = await tail.followed(selection, database, stream)
         end, ledger = await tail.beginning(session, database, followed, stream, time.time())
         selection = tail.growing(selection, database)
     detail = None if ledger is None else holes.to_json(ledger)

@@ -46,11 +46,12 @@ from producer.sources.sql.arrow import read_rows
 from producer.sources.sql.lexis import Lexis
 from producer.sources.sql.names import bind_named, nearest_table, quote, split_name
 from producer.sources.sql.origin import sqlite_origin
-from producer.sources.sql.table import Column, Options, Query, Rows, Scan, Table
+from producer.sources.sql.table import Column, Options, Query, Rows, Scan, Table, WriterZone
 from producer.sources.sql.threads import in_thread
 
 T = TypeVar("T")
 
+_HAS_OFFSET = "({0} GLOB '*[zZ]' OR {0} GLOB '*[+-][0-9][0-9]:[0-9][0-9]')"
 _BATCH_ROWS = "adbc.sqlite.query.batch_rows"
 _LIMIT = re.compile(r" LIMIT \d+((?: OFFSET \d+)?)$")
 
@@ -106,11 +107,19 @@ class SqliteDatabase:
     def checksum(self, columns: tuple[Column, ...]) -> str | None:
         return None
 
-    def older_than(self, column: Column, seconds: float) -> str:
+    async def time_zone(self) -> str:
+        """A file has none; what CURRENT_TIMESTAMP gives is in UTC."""
+        return "UTC"
+
+    def older_than(self, column: Column, seconds: float, zone: WriterZone | None) -> str:
+        """Numbers are moments, and so are texts that end with their offset."""
         name = f"t.{quote(column.name)}"
-        numbers = f"{name} < unixepoch('now', 'subsec') - {seconds:f}"
+        moment = f"(unixepoch('now', 'subsec') - {seconds:f})"
         text = f"julianday({name}) < julianday('now') - {seconds / 86400:.12f}"
-        return f"CASE typeof({name}) WHEN 'text' THEN {text} ELSE {numbers} END"
+        if zone is not None and zone.offsets is not None:
+            local = f"{text} + ({zone.offset(moment)}) / 86400.0"
+            text = f"CASE WHEN {_HAS_OFFSET.format(name)} THEN {text} ELSE {local} END"
+        return f"CASE typeof({name}) WHEN 'text' THEN {text} ELSE {name} < {moment} END"
 
     def sample(self, table: Table, rows: int | None) -> str | None:
         return None

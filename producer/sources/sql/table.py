@@ -13,6 +13,7 @@ from producer.holes import Snapshot
 from producer.identity import Identity
 from producer.model import Json, KeyScalar, RejectedRow
 from producer.sources.sql.lexis import Lexis
+from producer.zones import Offset
 
 #: Values bound to the parameters of a query, by name.
 Params = Mapping[str, Json | KeyScalar]
@@ -28,6 +29,31 @@ class Options:
     url: str
     statement_timeout_s: float
     connect_timeout_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class WriterZone:
+    """The time zone in which the times of a column without one are written.
+
+    `offsets` are those of a configured zone, see `producer.zones.lowest_offsets`; None: `name` is the database's own
+    name of its zone, by which it can compute them.
+    """
+
+    name: str
+    offsets: tuple[Offset, ...] | None = None
+
+    def offset(self, epoch: str) -> str:
+        """SQL for the seconds ahead of UTC at a moment, of which `epoch` is the SQL in seconds since 1970."""
+        assert self.offsets, "the database computes them"
+        *cases, last = self.offsets
+        if not cases:
+            return f"{last.seconds:d}"
+        whens = (f"WHEN {epoch} < {case.until:d} THEN {case.seconds:d}" for case in cases)
+        return f"CASE {' '.join(whens)} ELSE {last.seconds:d} END"
+
+
+#: By so many hours at most the clock of a zone is put back that only the database knows.
+PUT_BACK_HOURS = 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -188,9 +214,16 @@ class Database(Protocol):
         None where the database has no such function. It need not be the same in another process."""
         ...
 
-    def older_than(self, column: Column, seconds: float) -> str:
-        """A condition: the time in `column` (alias ``t``) is so long ago, by the database's clock; a time without a
-        zone is taken as UTC."""
+    async def time_zone(self) -> str:
+        """The zone that a new session has by default: times without one are assumed to be written in it. ConfigError
+        where the database cannot tell what its clock shows there."""
+        ...
+
+    def older_than(self, column: Column, seconds: float, zone: WriterZone | None) -> str:
+        """A condition: the time in `column` (alias ``t``) is so long ago, by the database's clock.
+
+        `zone` is that of a column without a zone of its own. A local time that the zone's clock may show once more,
+        because it is about to be put back, is not yet long ago."""
         ...
 
     def sample(self, table: Table, rows: int | None) -> str | None:

@@ -8,6 +8,7 @@ time; none is lost before `late_commit_s` have passed.
 
 from __future__ import annotations
 
+import datetime as dt
 import math
 import time
 from collections.abc import Mapping, Sequence
@@ -18,6 +19,7 @@ import structlog
 
 from producer import holes
 from producer.config import StreamConfig
+from producer.config.zone import find_zone
 from producer.errors import ConfigError
 from producer.holes import GREATEST_ID, LEAST_ID, Hole, Ledger, Passage, Snapshot
 from producer.model import Json, KeyPosition, Page, Position, Split
@@ -25,8 +27,9 @@ from producer.protocols import PageReader
 from producer.sources.sql import keyset, watched
 from producer.sources.sql.keyset import Selection
 from producer.sources.sql.names import quote
-from producer.sources.sql.table import Column, Database, Query, Rows, Session
+from producer.sources.sql.table import Column, Database, Query, Rows, Session, WriterZone
 from producer.traversal import key_values, start_of
+from producer.zones import lowest_offsets
 
 log = structlog.get_logger("producer")
 
@@ -53,15 +56,39 @@ def is_time(column: Column) -> bool:
     return bool(pa.types.is_timestamp(column.field.type))
 
 
-def followed(selection: Selection, database: Database, stream: StreamConfig) -> Selection:
+def is_local_time(column: Column) -> bool:
+    """Whether the column's times are without a zone."""
+    return is_time(column) and column.field.type.tz is None
+
+
+async def assumed_zone(selection: Selection, database: Database, stream: StreamConfig) -> str:
+    """The zone in which the times that order a followed stream are taken to be written; '' where that is known.
+    ConfigError for a stream with a zone and without such times."""
+    column = selection.order_columns[0]
+    if stream.mode == "snapshot":
+        return ""
+    if stream.zone is not None and not is_local_time(column):
+        raise ConfigError(
+            f"stream {stream.name!r}: zone is for times without a zone, and column {column.name!r} of type "
+            f"{column.sql_type} has none of these",
+            hint="leave zone out",
+        )
+    return await database.time_zone() if stream.zone is None and is_local_time(column) else ""
+
+
+async def followed(selection: Selection, database: Database, stream: StreamConfig) -> Selection:
     """What a followed split reads: of a key that begins with a time, the rows that are older than ``delay_s``.
 
     The younger ones may still get neighbours: those of transactions that have not committed, and of the same moment.
     ConfigError where mode timestamp has no such key.
     """
     column = selection.order_columns[0]
+    assumed = await assumed_zone(selection, database, stream)
     if is_time(column):
-        return keyset.also(selection, database.older_than(column, stream.delay_s))
+        zone = WriterZone(assumed) if assumed else None
+        if stream.zone is not None:
+            zone = WriterZone(stream.zone, lowest_offsets(find_zone(stream.zone), dt.datetime.now(dt.UTC)))
+        return keyset.also(selection, database.older_than(column, stream.delay_s, zone))
     if stream.mode == "timestamp":
         raise ConfigError(
             f"stream {stream.name!r}: mode timestamp, and column {column.name!r} of type {column.sql_type} is no time",
