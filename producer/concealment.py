@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from producer.config import DropConfig, MaskConfig, StreamConfig
-from producer.errors import ConfigError, EncodeError, ProducerError, RepeatedKeyError
+from producer.errors import ConfigError, EncodeError, NullKeyError, ProducerError, RepeatedKeyError
 from producer.model import Dataset
 
 
@@ -15,6 +15,8 @@ def tellable(error: ProducerError, stream: StreamConfig, dataset: Dataset | None
     concealing = any(isinstance(transform, MaskConfig | DropConfig) for transform in stream.transforms)
     if not concealing or not isinstance(error, EncodeError | RepeatedKeyError):
         return error
+    if isinstance(error, NullKeyError):
+        return error  # of such a stream it quotes nothing
     of_encoder = isinstance(error, EncodeError) and error.stream == stream.name
     if of_encoder or not _quotes_concealed(error, stream, dataset):
         return error

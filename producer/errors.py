@@ -14,7 +14,7 @@
        ├─ AuthenticationError
        ├─ SchemaIncompatibleError
        ├─ SchemaChangedError     the stream looks at its table again, and goes on where it can
-       ├─ EncodeError
+       ├─ EncodeError            (NullKeyError)
        ├─ RepeatedKeyError
        ├─ RecordTooLargeError
        ├─ CheckpointConflictError  (CheckpointLostError, OtherQueryError)
@@ -126,6 +126,10 @@ class EncodeError(PermanentError):
         self.key = key
         self.field = field
         self.row = row
+
+
+class NullKeyError(EncodeError):
+    """Rows have NULL in a column of the key or order, so that no page has them."""
 
 
 class RepeatedKeyError(PermanentError):

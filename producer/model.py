@@ -222,12 +222,32 @@ class NullKeys:
     """Rows with NULL in a column of the key or order, which paging never reaches and no run sends.
 
     ``columns`` are those that hold a NULL; ``named`` says of a few of the rows which they are, for a person, as
-    ``a=1, b=NULL``.
+    ``a=1, b=NULL``; ``hint`` is the way out.
     """
 
     rows: int
     columns: tuple[str, ...] = ()
     named: tuple[str, ...] = ()
+    hint: str = ""
+
+    def message(self, stream: str) -> str:
+        """What is wrong, in one line."""
+        rows = "1 row has" if self.rows == 1 else f"{self.rows:,} rows have"
+        columns = f"column{'s' if len(self.columns) > 1 else ''} {', '.join(map(repr, self.columns))}"
+        some = f": {'; '.join(self.named)}" + ("; ..." if len(self.named) < self.rows else "") if self.named else ""
+        return f"stream {stream!r}: {rows} NULL in {columns} of the key or order, and cannot be sent{some}"
+
+
+@dataclass(frozen=True, slots=True)
+class NullRows:
+    """Rows with NULL in a column of the key or order.
+
+    ``digests`` has one for each of them, which is the same at every search as long as the row is the same. ``new`` are
+    some of the rows that the search was not told to know, with their digests.
+    """
+
+    digests: frozenset[bytes]
+    new: tuple[tuple[bytes, RejectedRow], ...] = ()
 
 
 #: How many keys a range has, and a checksum of them that no order changes and every key does.

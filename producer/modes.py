@@ -6,11 +6,12 @@ still to look for. The mode that made a checkpoint is told by its splits.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 from producer.config import StreamConfig
 from producer.errors import OtherQueryError
 from producer.model import Checkpoint, Split
+from producer.nullkeys import reader_detail, watch_detail
 
 
 def refuse_other_mode(config: StreamConfig, checkpoints: Iterable[Checkpoint]) -> None:
@@ -23,7 +24,7 @@ def refuse_other_mode(config: StreamConfig, checkpoints: Iterable[Checkpoint]) -
     late = followed == planned and _begins_late(config, followed[0].split)
     if mode == "snapshot":
         # The snapshot of an empty table has an open split as well, but one that has looked for nothing.
-        if late or followed != planned or followed[0].detail is not None:
+        if late or followed != planned or reader_detail(followed[0].detail) is not None:
             raise OtherQueryError(
                 f"stream {name!r}: its checkpoint is that of a stream that is followed, and its mode is snapshot now",
                 hint="put the mode back (producer run --once stops when caught up), or read again from the start "
@@ -39,7 +40,7 @@ def refuse_other_mode(config: StreamConfig, checkpoints: Iterable[Checkpoint]) -
         )
 
 
-def tail_after(config: StreamConfig, checkpoints: Iterable[Checkpoint]) -> Split | None:
+def tail_after(config: StreamConfig, checkpoints: Sequence[Checkpoint]) -> Split | None:
     """The open split that a snapshot lacks which is followed from now on: it begins where the plan ended."""
     planned = [c.split for c in checkpoints if not c.split.is_replay]
     if config.mode == "snapshot" or not planned or any(split.is_open for split in planned):
@@ -47,7 +48,8 @@ def tail_after(config: StreamConfig, checkpoints: Iterable[Checkpoint]) -> Split
     lowers = {split.lower for split in planned}
     end = [split.upper for split in planned if split.upper not in lowers][-1]  # of a chat, not of what it was before
     number = 1 + max((int(split.id) for split in planned if split.id.isdigit()), default=0)
-    return Split(str(number), lower=end)
+    watched = (watch_detail(c.detail) for c in checkpoints)
+    return Split(str(number), lower=end, detail=next(filter(None, watched), None))
 
 
 def _begins_late(config: StreamConfig, split: Split) -> bool:

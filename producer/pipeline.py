@@ -20,6 +20,7 @@ from producer.commits import Committer, SplitProgress
 from producer.errors import ProducerError, SourceUnavailableError, TransientError
 from producer.inflight import ByteBudget, Reservation, Window
 from producer.model import Page, Position
+from producer.nullkeys import NullKeyWatch
 from producer.pressure import Pressure
 from producer.protocols import PageReader, PageWriter, RememberingReader
 from producer.tracing import UNTRACED, OpenTraces, PageTrace
@@ -99,17 +100,20 @@ class StreamIO:
     trace: Callable[[str, Page | None, float], PageTrace] = lambda split_id, page, seconds: UNTRACED
 
 
-async def run_split(io: StreamIO, reader: PageReader, progress: SplitProgress) -> None:
+async def run_split(
+    io: StreamIO, reader: PageReader, progress: SplitProgress, watch: NullKeyWatch | None = None
+) -> None:
     """One attempt of a split, from its committed checkpoint to its end (or for ever, where it follows).
 
-    Returns when all is acknowledged and committed, or when `io.stop` is set and what was in flight has been
-    drained. Raises the first failure; then nothing after the last committed checkpoint counts.
+    `watch` looks for the rows that no page has. Returns when all is acknowledged and committed, or when `io.stop` is
+    set and what was in flight has been drained. Raises the first failure; then nothing after the last committed
+    checkpoint counts.
     """
     window = Window(io.limits.window_pages)
     await io.commits.enter(window, progress)
     failure: asyncio.Future[None] = asyncio.get_running_loop().create_future()
     held: set[Reservation] = set()
-    stage = asyncio.create_task(_move(io, reader, progress, window, failure, held))
+    stage = asyncio.create_task(_move(io, reader, progress, window, failure, held, watch))
     progress.active = True
     progress.unacknowledged = {}  # late acknowledgements of an earlier attempt are not ours
     progress.traces = OpenTraces()
@@ -144,11 +148,12 @@ async def _move(
     window: Window,
     failure: asyncio.Future[None],
     held: set[Reservation],
+    watch: NullKeyWatch | None,
 ) -> None:
     """The stages of one attempt: fetching runs one page ahead of encoding and submitting."""
     sizer = PageSizer(io.limits, float(io.row_bytes or 0))
     ahead: asyncio.Queue[_Fetched | None] = asyncio.Queue(maxsize=1)
-    fetching = asyncio.create_task(_fetch(io, reader, progress, sizer, ahead, held))
+    fetching = asyncio.create_task(_fetch(io, reader, progress, sizer, ahead, held, watch))
 
     def wake(_: asyncio.Task[None]) -> None:
         if not ahead.full():
@@ -223,12 +228,14 @@ async def _fetch(
     sizer: PageSizer,
     ahead: asyncio.Queue[_Fetched | None],
     held: set[Reservation],
+    watch: NullKeyWatch | None,
 ) -> None:
     """Reads page after page into `ahead`, to the end or until the stop."""
     position: Position | None = progress.checkpoint.position
     detail = progress.checkpoint.detail
+    kept = detail if watch is None else watch.restore(detail)
     if isinstance(reader, RememberingReader):
-        reader.restore(detail)
+        reader.restore(kept)
     idle_s = io.poll_interval_s
     while not io.stop.is_set() and not progress.halt:
         if not io.gate.is_set():
@@ -249,6 +256,8 @@ async def _fetch(
             io.pressure.answered(time.perf_counter() - asked)
             if gone is not None:
                 page = replace(gone, position=position)
+            if watch is not None:
+                page = await watch.after(page)
         except Exception as error:
             if isinstance(error, TransientError):
                 io.pressure.failed(error)

@@ -22,6 +22,7 @@ from producer.model import (
     KeyPage,
     KeyPosition,
     NullKeys,
+    NullRows,
     Page,
     Position,
     ScannedPage,
@@ -118,9 +119,19 @@ class Source(Protocol):
 class NullKeySource(Protocol):
     """A source whose rows may have NULL in a column of the key or order. Paging never reaches these."""
 
+    async def null_columns(self, stream: StreamConfig) -> Sequence[str]:
+        """The columns of the key and order in which a NULL is possible, by the source's catalogue as it was when the
+        stream was described."""
+        ...
+
     async def null_keys(self, stream: StreamConfig, named: int = 10) -> NullKeys:
-        """Counts such rows among those that `stream` selects, and names the first `named`. Asks nothing where the
+        """Counts such rows among those that `stream` selects, and names `named` of them. Asks nothing where the
         source's catalogue says that there can be none."""
+        ...
+
+    async def null_rows(self, stream: StreamConfig, known: frozenset[bytes], *, limit: int, most: int) -> NullRows:
+        """Reads up to `limit` such rows that are not `known` by their digests. NullKeyError where there are more than
+        `most` in all."""
         ...
 
 

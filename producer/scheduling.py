@@ -15,8 +15,9 @@ from producer.commits import SplitProgress
 from producer.config import StreamConfig
 from producer.errors import TransientError
 from producer.model import Checkpoint, Dataset, Split
+from producer.nullkeys import NoRows, NullKeyWatch
 from producer.pipeline import StreamIO, run_split
-from producer.protocols import PageReader, Source
+from producer.protocols import NullKeySource, PageReader, Source
 
 log = structlog.get_logger("producer")
 
@@ -97,25 +98,51 @@ class SplitSchedule:
                 return progress
         return None
 
-    async def _run_split(self, progress: SplitProgress) -> None:
+    async def search_after_snapshot(self) -> None:
+        """Looks for the rows that no page has, when all of a snapshot has been read; what follows a snapshot does it
+        itself. Where work is shared, one process sends such rows to the dead letters, and all stop at them."""
+        progress = next((p for p in self._splits if p.checkpoint.split.id == "0"), None)
+        if progress is None and self._config.on_bad_record == "fail":
+            progress = next((p for p in self._splits if not p.checkpoint.split.is_replay), None)
+        read = all(p.checkpoint.done for p in self._splits)
+        if self._config.mode == "snapshot" and read and progress is not None:
+            await self._run_split(progress, over=True)
+
+    async def _run_split(self, progress: SplitProgress, *, over: bool = False) -> None:
+        """Runs a split; with `over` no more than the search at its end."""
         if self._io.stop.is_set():
             return
         reader: PageReader | None = None
         try:
+            watch = await self._watch(progress, over)
+            if over and watch is None:
+                return
             if not self._retrying:
-                reader = await self._reader(progress)
-                await run_split(self._io, reader, progress)
+                reader = await self._reader(progress, over)
+                await run_split(self._io, reader, progress, watch)
                 return
             async for attempt in self._attempts():
                 with attempt:
-                    reader = reader or await self._reader(progress)
-                    await run_split(self._io, reader, progress)
+                    reader = reader or await self._reader(progress, over)
+                    await run_split(self._io, reader, progress, watch)
         finally:
             if reader is not None:
                 await reader.close()
 
-    async def _reader(self, progress: SplitProgress) -> PageReader:
-        return await self._source.reader(self._config, self._dataset, progress.checkpoint.split)
+    async def _reader(self, progress: SplitProgress, over: bool) -> PageReader:
+        split = progress.checkpoint.split
+        if over:
+            return NoRows(self._dataset.schema, split)
+        return await self._source.reader(self._config, self._dataset, split)
+
+    async def _watch(self, progress: SplitProgress, over: bool) -> NullKeyWatch | None:
+        """The watch of a split that ends after all others; None where the source's keys cannot be NULL."""
+        last = over or (progress.checkpoint.split.is_open and self._config.mode != "snapshot")
+        if not last or not isinstance(self._source, NullKeySource):
+            return None
+        if not await self._source.null_columns(self._config):
+            return None
+        return NullKeyWatch(self._source, self._config, ends=not self._io.follow)
 
     async def _halt_largest(self, running: Iterable[SplitProgress]) -> None:
         """Halts the split with the most rows to come, if they are worth a place of their own."""

@@ -332,6 +332,7 @@ class Unit:
                     side.append(background.create_task(self.source.listen(self.config, io.wake.set)))
                 async with asyncio.TaskGroup() as group:
                     await schedule.run(group)
+                await schedule.search_after_snapshot()
                 for task in side:
                     task.cancel()
         finally:

@@ -318,6 +318,7 @@ class SharedStream(Stream):
                 await wait_for_any(engine.stop, timeout_s=LOOK_INTERVAL_S)
                 self._all_done = await self._look()
                 if self._all_done and engine.once:
+                    await self._end_units()
                     return
                 self._show_completion()
             if self._broken.done():
@@ -327,6 +328,19 @@ class SharedStream(Stream):
                 self._resting = frozenset(self._owned)
                 await self._rest(self._resting)
             self._broken = None
+
+    async def _end_units(self) -> None:
+        """Waits for our units, whose rows are all sent: at the end they look for rows that no page has."""
+        assert self._broken is not None
+        ending = asyncio.gather(*self._owned.values(), return_exceptions=True)
+        stopping = asyncio.create_task(self._engine.stop.wait())
+        waits: set[asyncio.Future[Any]] = {ending, self._broken, stopping}
+        try:
+            await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
+            if self._broken.done():
+                raise self._broken.result()
+        finally:
+            stopping.cancel()
 
     def _show_completion(self) -> None:
         """A stream that is complete is not over: a replay may be asked for, through any process."""

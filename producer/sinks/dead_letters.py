@@ -24,7 +24,7 @@ import orjson
 import pyarrow as pa
 
 from producer.config import StreamConfig
-from producer.errors import EncodeError, RecordTooLargeError
+from producer.errors import EncodeError, NullKeyError, RecordTooLargeError
 from producer.model import Dataset, Page, Position, RejectedRow, position_to_json
 from producer.salvage import RowError, salvage
 from producer.sinks.json_text import json_column
@@ -185,10 +185,19 @@ class DeadLetters:
 
     def _of_rejected(self, page: Page, rejected: RejectedRow) -> dict[str, Any]:
         error, message = rejected.error, rejected.error.message
+        if isinstance(error, NullKeyError):
+            letter = self._letter(page, _rejected_values(rejected), error, message)
+            return letter | self._names_of_null_key(rejected, error)
         quotes = error.field in self._concealed if error.field else bool(self._concealed)
         if self._key_is_concealed or quotes:  # the source's words may quote key and value
             message = f"column {error.field!r} holds a value that is not of its type"
         return self._letter(page, _rejected_values(rejected), error, message)
+
+    def _names_of_null_key(self, rejected: RejectedRow, error: NullKeyError) -> dict[str, Any]:
+        """What tells a letter's row where its key cannot: the same at each search for such rows."""
+        columns, others = rejected.columns, rejected.others
+        lacking = any(name not in others and not columns.column(name)[0].is_valid for name in self.dataset.key)
+        return {"key": None, "row_key": error.key} if lacking and not self._key_is_concealed else {}
 
     def _letter(self, page: Page, values: Mapping[str, str], error: RowError, message: str) -> dict[str, Any]:
         """The letter's columns; `values` are JSON texts by column."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-from collections.abc import AsyncGenerator, Callable, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Literal
 
@@ -17,7 +17,7 @@ import structlog
 from pydantic import Field, SecretStr
 
 from producer.config import Model, StreamConfig
-from producer.errors import ConfigError, ProducerError
+from producer.errors import ConfigError, ProducerError, TransientError
 from producer.model import (
     Between,
     Checkpoint,
@@ -25,6 +25,7 @@ from producer.model import (
     KeyPosition,
     KeyScalar,
     NullKeys,
+    NullRows,
     OffsetPosition,
     Page,
     Position,
@@ -122,6 +123,8 @@ class SqlSource:
 
     async def plan(self, stream: StreamConfig, dataset: Dataset) -> Sequence[Split]:
         selection = await self._selection(stream)
+        if stream.on_bad_record == "fail":
+            await self._refuse_null_keys(stream)
         session = self._database.session()
         try:
             if stream.traversal == "OFFSET":
@@ -130,7 +133,6 @@ class SqlSource:
                         await splits.count(session, self._database, selection) if stream.mode == "snapshot" else None
                     ),
                 )
-            await splits.refuse_null_keys(session, self._database, selection)
             return await splits.plan(session, self._database, selection, stream, dataset.rows_estimate)
         finally:
             await session.close()
@@ -180,15 +182,39 @@ class SqlSource:
         selection = await self._select(stream, stream.table or "")
         return SqlKeys(selection, self._database, salvage=stream.on_bad_record == "dead_letter")
 
-    async def null_keys(self, stream: StreamConfig, named: int = 10) -> NullKeys:
-        """See `producer.protocols.NullKeySource`."""
+    async def _refuse_null_keys(self, stream: StreamConfig) -> None:
+        found = await self.null_keys(stream)
+        if found.rows:
+            raise ConfigError(found.message(stream.name), hint=found.hint)
+
+    async def null_columns(self, stream: StreamConfig) -> Sequence[str]:
         selection = await self._selection(stream)
-        columns = nulls.nullable_columns(selection, stream.traversal)
-        if not columns:
-            return NullKeys(0)
+        return [column.name for column in nulls.nullable_columns(selection, stream.traversal)]
+
+    async def null_keys(self, stream: StreamConfig, named: int = 10) -> NullKeys:
+        selection = await self._selection(stream)
+        async with self._searching(selection, stream) as session:
+            return await nulls.count(session, self._database, selection, stream, named)
+
+    async def null_rows(self, stream: StreamConfig, known: frozenset[bytes], *, limit: int, most: int) -> NullRows:
+        selection = await self._selection(stream)
+        async with self._searching(selection, stream) as session:
+            return await nulls.find_new(session, self._database, selection, stream, known, limit=limit, most=most)
+
+    @contextlib.asynccontextmanager
+    async def _searching(self, selection: Selection, stream: StreamConfig) -> AsyncIterator[Session]:
+        """A session for a search that may read the whole table; says what it was for where that takes too long."""
         session = self._database.session()
         try:
-            return await nulls.count(session, self._database, selection, columns, named)
+            yield session
+        except TransientError as error:
+            if type(error) is not TransientError:
+                raise
+            names = ", ".join(column.name for column in nulls.nullable_columns(selection, stream.traversal))
+            raise TransientError(
+                f"stream {stream.name!r}, looking for NULL in {names}: {error.message}",
+                hint="NOT NULL on the column or an index on it makes this quick; else a longer statement_timeout_s",
+            ) from None
         finally:
             await session.close()
 
@@ -265,6 +291,7 @@ class SqlSource:
                 probe, parameter_names(selection.where, lexis=self._database.lexis)
             )
             selection = dataclasses.replace(selection, types=types)
+        selection = nulls.without_null_keys(selection, stream.traversal, self._database.mark)
         self._selections[stream.name] = selection
         return selection
 

@@ -24,7 +24,8 @@ _REFUSED_HINT = "leave it out by exclude, or cast it in a view"
 class Selection:
     """What one stream reads of a table. `order` pairs each column of the traversal with whether it descends.
 
-    `proven` says that the order is total by a unique index; otherwise equal keys are looked for while reading.
+    `proven` says that the order is total by a unique index; otherwise equal keys are looked for while reading. `reach`
+    is the condition that a row has a place in the order: no NULL where the table may hold one ('' where it cannot).
     """
 
     table: Table
@@ -36,6 +37,7 @@ class Selection:
     params: Mapping[str, Json]
     proven: bool
     types: Mapping[str, str]
+    reach: str = ""
 
     @property
     def order_names(self) -> tuple[str, ...]:
@@ -198,8 +200,7 @@ def offset_query(selection: Selection, skip: int, limit: int, *, mark: str, defe
         )
     names = [quote(name, mark) for name in joined]
     inner = " ".join(["SELECT", ", ".join(f"t.{name}" for name in names), "FROM", selection.table.source, "t"])
-    if selection.where:
-        inner += f" WHERE ({selection.where}\n)"
+    inner += _where_text(selection, [])
     inner += f"{_order_by(selection, mark)} LIMIT {limit:d} OFFSET {skip:d}"
     pairs = " AND ".join(f"t.{name} = k.{name}" for name in names)
     sql = ["SELECT", select_list(selection.columns), "FROM", selection.table.source, f"t JOIN ({inner}) k ON {pairs}"]
@@ -293,11 +294,16 @@ def _query(
     tail: str,
     params: Mapping[str, KeyScalar],
 ) -> Query:
-    where = [*([f"({selection.where}\n)"] if selection.where else []), *conditions]
     sql = " ".join(["SELECT", select_list(columns), "FROM", selection.table.source, "t"])
-    if where:
-        sql += " WHERE " + " AND ".join(where)
-    return Query(sql + tail, columns, {**selection.params, **params}, _types(selection), selection.order_names)
+    sql += _where_text(selection, conditions) + tail
+    return Query(sql, columns, {**selection.params, **params}, _types(selection), selection.order_names)
+
+
+def _where_text(selection: Selection, conditions: Sequence[str]) -> str:
+    """The WHERE clause, with a blank before it; '' where there is nothing to say in it."""
+    stated = f"({selection.where}\n)" if selection.where else ""
+    found = [condition for condition in (stated, selection.reach, *conditions) if condition]
+    return " WHERE " + " AND ".join(found) if found else ""
 
 
 def _types(selection: Selection) -> dict[str, str]:
@@ -327,12 +333,10 @@ def quantile_query(
     """
     keys = ", ".join(f"t.{quote(name, mark)}" for name in selection.order_names)
     bounds = _bounds(selection, lower, upper, mark=mark, row_values=row_values)
-    where = [*([f"({selection.where}\n)"] if selection.where else []), *bounds]
     inner = [
         "SELECT",
         f"{keys}, row_number() OVER (ORDER BY {keys}) AS place_, count(*) OVER () AS rows_",
-        f"FROM {source}",
-        f"WHERE {' AND '.join(where)}" if where else "",
+        f"FROM {source}{_where_text(selection, bounds)}",
     ]
     sql = [
         "SELECT",

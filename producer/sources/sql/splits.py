@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import dataclasses
 import time
 from collections.abc import Sequence
 
 from producer import holes
 from producer.config import StreamConfig
-from producer.errors import ConfigError, ProducerError
+from producer.errors import ProducerError
 from producer.model import Dataset, KeyPosition, KeyScalar, Position, Split
 from producer.sources.sql import keyset, tail
 from producer.sources.sql.keyset import Selection
-from producer.sources.sql.names import quote
 from producer.sources.sql.table import Database, Session
 from producer.traversal import interpolate, key_splits, key_values, split_count, start_of
 
@@ -31,20 +29,6 @@ async def count(
     query = keyset.count_query(selection, lower, upper, mark=database.mark, row_values=database.row_values)
     ((rows,),) = await session.keys(query)
     return int(str(rows))
-
-
-async def refuse_null_keys(session: Session, database: Database, selection: Selection) -> None:
-    """ConfigError where a column of the order holds a null: such rows would never be reached by comparison."""
-    for column in selection.order_columns:
-        if not column.field.nullable:
-            continue
-        condition = f"t.{quote(column.name, database.mark)} IS NULL"
-        probe = dataclasses.replace(keyset.COUNT, select="1")
-        if await session.keys(keyset.rows_query(selection, (probe,), [condition], " LIMIT 1")):
-            raise ConfigError(
-                f"table {'.'.join(selection.table.path)!r}: key column {column.name!r} holds nulls",
-                hint="choose a key without nulls, or leave those rows out by where",
-            )
 
 
 async def plan(

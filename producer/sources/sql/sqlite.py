@@ -319,7 +319,8 @@ def _plain_value(value: Any) -> Any:
 def _reflect(connection: Connection, name: str, decimal: str | None) -> Table:
     tables = _rows(
         connection,
-        "SELECT name, type FROM sqlite_master WHERE type IN ('table', 'view') AND name NOT LIKE 'sqlite!_%' ESCAPE '!'",
+        "SELECT name, CASE WHEN sql LIKE 'CREATE VIRTUAL %' THEN 'virtual' ELSE type END FROM sqlite_master "
+        "WHERE type IN ('table', 'view') AND name NOT LIKE 'sqlite!_%' ESCAPE '!'",
         {},
     )
     kinds: dict[str, str] = dict(tables)
@@ -334,15 +335,18 @@ def _reflect(connection: Connection, name: str, decimal: str | None) -> Table:
         connection, 'SELECT name, type, "notnull", pk FROM pragma_table_xinfo(:table) WHERE hidden <> 1', this
     )
     primary = [(place, column) for column, _, _, place in infos if place]
-    declared = {column: kind.upper() for column, kind, _, _ in infos}
-    rowid = len(primary) == 1 and declared[primary[0][1]] == "INTEGER"  # an alias of the rowid: never null
-    not_null = {column for column, _, flag, place in infos if flag or (place and rowid)}
+    sql = 'SELECT name, origin, "unique" AND NOT partial FROM pragma_index_list(:table) ORDER BY seq'
+    indices = _rows(connection, sql, this)
+    # A primary key without an index is another name of the rowid. Any other one may be null, unless the pragma says so:
+    # it does for STRICT and WITHOUT ROWID. A virtual table's module keeps to no constraint.
+    rowid = len(primary) == 1 and all(origin != "pk" for _, origin, _ in indices)
+    enforced = kinds[real] == "table"
+    not_null = {column for column, _, flag, place in infos if enforced and (flag or (place and rowid))}
     columns = tuple(
         sqlite_types.column(column, kind, nullable=column not in not_null, wish=decimal) for column, kind, _, _ in infos
     )
     unique = [tuple(column for _, column in sorted(primary))] if primary else []
-    sql = 'SELECT name, origin FROM pragma_index_list(:table) WHERE "unique" AND NOT partial ORDER BY seq'
-    for index, origin in _rows(connection, sql, this):
+    for index, origin in ((name, origin) for name, origin, complete in indices if complete):
         sql = "SELECT name, coll FROM pragma_index_xinfo(:index) WHERE key ORDER BY seqno"
         parts = _rows(connection, sql, {"index": index})
         names = tuple(column for column, _ in parts)
