@@ -221,14 +221,17 @@ class RejectedRow:
 class NullKeys:
     """Rows with NULL in a column of the key or order, which paging never reaches and no run sends.
 
-    ``columns`` are those that hold a NULL; ``named`` says of a few of the rows which they are, for a person, as
-    ``a=1, b=NULL``; ``hint`` is the way out.
+    ``columns`` are those that hold a NULL, each with the number of rows in which it is the first one; ``named`` says of
+    a few of the rows which they are, for a person, as ``a=1, b=NULL``; ``hint`` is the way out.
     """
 
-    rows: int
-    columns: tuple[str, ...] = ()
+    columns: Mapping[str, int]
     named: tuple[str, ...] = ()
     hint: str = ""
+
+    @property
+    def rows(self) -> int:
+        return sum(self.columns.values())
 
     def message(self, stream: str) -> str:
         """What is wrong, in one line."""

@@ -111,7 +111,7 @@ async def refuse_null_keys(source: NullKeySource, stream: StreamConfig) -> None:
     """NullKeyError where rows have NULL in a column of the key or order."""
     found = await source.null_keys(stream, NAMED_ROWS)
     if found.rows:
-        raise NullKeyError(found.message(stream.name), field=found.columns[0], hint=found.hint)
+        raise NullKeyError(found.message(stream.name), field=next(iter(found.columns)), hint=found.hint)
 
 
 def known_rows(detail: Mapping[str, Json] | None) -> frozenset[bytes]:

@@ -22,7 +22,7 @@ from producer.encoding.shown import shown
 from producer.errors import EncodeError, TransientError
 from producer.model import Dataset, Page, Position, RejectedRow, ScannedPage
 from producer.parts import schemas_of, transform_of
-from producer.protocols import PageReader, ScanningSource, Source
+from producer.protocols import NullKeySource, PageReader, ScanningSource, Source
 from producer.retry import attempts
 from producer.salvage import RowError, other_rows, salvage
 from producer.verify.compare import Comparison, Hashes, Kind, Places, Side
@@ -171,6 +171,8 @@ class SourceSide:
                     position = page.position if page.position is not None else position
             finally:
                 await reader.close()
+        if isinstance(self._source, NullKeySource):  # no page has rows with NULL in their key
+            self._null_keys.update((await self._source.null_keys(self._stream, 0)).columns)
 
     async def _fetch(self, reader: PageReader, position: Position | None) -> Page:
         async for attempt in attempts(give_up_after_s=self._give_up_after_s, before_sleep=_retried):

@@ -54,23 +54,20 @@ async def count(
     session: Session, database: Database, selection: Selection, stream: StreamConfig, named: int
 ) -> NullKeys:
     """The rows that `without_null_keys` leaves out. Names `named` of them."""
-    rows = 0
-    holding: list[Column] = []
+    holding: dict[str, int] = {}
     names: list[str] = []
     for column, part in _parts(selection, stream.traversal, database.mark):
         query = keyset.count_query(part, None, None, mark=database.mark, row_values=database.row_values)
         ((found,),) = await session.keys(query)
         if int(str(found)):
-            rows += int(str(found))
-            holding.append(column)
+            holding[column.name] = int(str(found))
             if len(names) < named:
                 names += await _names(session, part, named - len(names), stream)
-    hint = _remedy(selection, stream, holding) if holding else ""
-    return NullKeys(rows, tuple(column.name for column in holding), tuple(names), hint)
+    hint = _remedy(selection, stream, next(iter(holding))) if holding else ""
+    return NullKeys(holding, tuple(names), hint)
 
 
-def _remedy(selection: Selection, stream: StreamConfig, holding: Sequence[Column]) -> str:
-    name = holding[0].name
+def _remedy(selection: Selection, stream: StreamConfig, name: str) -> str:
     if stream.mode == "timestamp" and name == selection.order_names[0] and name not in selection.key:
         return (
             f"a row that was never changed has no time: read a view with coalesce({name}, ...), or leave such rows out "
@@ -134,7 +131,7 @@ def _too_many(selection: Selection, stream: StreamConfig, column: Column, most: 
     return NullKeyError(
         f"stream {stream.name!r}: {what} of the key or order, too many for dead letters",
         field=column.name,
-        hint=_remedy(selection, stream, [column]),
+        hint=_remedy(selection, stream, column.name),
     )
 
 

@@ -36,7 +36,7 @@ async def scan(
     replays: Sequence[Split],
 ) -> AsyncGenerator[ScannedPage]:
     """See `producer.protocols.ScanningSource`; `mark` is the character around quoted names."""
-    query = _everything(selection, mark, replays)
+    query = _everything(replace(selection, reach=""), mark, replays)  # those that no page has, too
     async with database.open_scan() as opened:
         nearest = [await opened.first(_nearest(selection, mark, position.values)) for position in positions]
         wanted = _Wanted(selection, positions, nearest)
