@@ -1,0 +1,178 @@
+"""Keys of SQLite: whatever a key column declares and holds, pages by key give each row exactly once, or the column is
+refused by name before anything is read."""
+
+from __future__ import annotations
+
+import asyncio
+import sqlite3
+from contextlib import closing
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from producer.errors import ConfigError, ProducerError
+from producer.model import Position
+from producer.sources.sql import SqlSource
+from tests.integration.sql_reading import open_source, stream
+
+_INTEGERS = ("-9223372036854775808", "-1", "0", "1", "9007199254740993", "9223372036854775806", "9223372036854775807")
+_REALS = ("-9e999", "-1.5", "-1e-300", "0.1", "0.1+0.2", "0.3", "1e15+0.5", "1.7976931348623157e308", "9e999")
+_TEXTS = (
+    *(
+        "''",
+        "' '",
+        "'a'",
+        "'A'",
+        "'a '",
+        "'a  b'",
+        "'a'||char(0)",
+        "'a'||char(0)||'b'",
+        "char(0)",
+        "'it''s'",
+        "'\"'",
+        "'\\'",
+    ),
+    *("'%'", "':x'", "'?1'", "'10'", "'9'", "'1.0'", "'ä'", "'Ä'", "'ß'", "'😀'", "char(65535)", "'z'", "'nan'"),
+)
+_BLOBS = ("x''", "x'00'", "x'0000'", "x'27'", "x'41'", "x'61'", "x'80'", "x'ff'", "x'ff00'")
+
+
+@dataclass(frozen=True)
+class Case:
+    """A column of the `declared` type and constraint, and its values as SQL; `refused` is a part of the error."""
+
+    declared: str
+    values: tuple[str, ...]
+    refused: str = ""
+    after: str = ""
+    before: str = ""
+
+
+CASES = (
+    *(Case(f"{kind} primary key", _INTEGERS) for kind in ("integer", "int", "bigint", "unsigned big int", "int desc")),
+    Case("integer primary key desc", _INTEGERS),
+    Case("integer primary key", _INTEGERS, after=" without rowid"),
+    Case("integer primary key", _INTEGERS, after=" strict"),
+    Case("int primary key", (*_INTEGERS, "1e19", "-1e19", "1.5", "9e999", "'x'", "'1x'", "x'31'")),
+    Case("int not null unique", (*_INTEGERS, "9223372036854775808", "0.5", "'abc'")),
+    *(Case(f"{kind} primary key", (*_REALS, *_INTEGERS)) for kind in ("real", "double", "float")),
+    Case("real primary key", _REALS, after=" strict"),
+    Case("numeric primary key", (*_REALS, *_INTEGERS, "'x'", "'1e5000'", "'0x10'", "x'00'")),
+    Case("decimal(30,10) primary key", ("0", "1", "0.5", "1.1", "12345678901", "'12345678901234567890.5'", "'x'")),
+    Case("string primary key", (*_INTEGERS, "'0123'", "'x'", "'1x'", "0.5")),
+    Case("boolean primary key", ("0", "1")),
+    *(Case(f"text primary key{rest}", _TEXTS) for rest in ("", " collate binary", " collate Binary", " desc")),
+    *(Case(f"text primary key collate {name}", _TEXTS) for name in ("nocase", "NOCASE", "NoCase", "rtrim", "RTRIM")),
+    Case("text collate nocase primary key", _TEXTS, after=" without rowid"),
+    Case("text not null unique collate nocase", _TEXTS),
+    Case("varchar(9) primary key", (*_TEXTS, "1", "1.5", "x'31'")),
+    Case("text primary key", _TEXTS, after=" strict"),
+    Case("text primary key", _TEXTS, before="pragma encoding = 'UTF-16le'"),
+    Case("text primary key collate nocase", (*_TEXTS, "x'6100'"), before="pragma encoding = 'UTF-16be'"),
+    *(Case(f"{kind} primary key", _BLOBS) for kind in ("blob", "varbinary(9)", "binary")),
+    Case("blob primary key", (*_BLOBS, "1", "1.5", "'1'", "'a'", "'a'||char(0)")),
+    Case("date primary key", ("'0001-01-01'", "'1969-12-31'", "'2024-02-29'", "'9999-12-31'", "1", "'x'")),
+    Case("datetime primary key", ("'1969-12-31 23:59:59.999999'", "'2024-01-01 00:00:00'", "'2024-01-01 00:00:00.5'")),
+    Case("datetime primary key", ("-1", "0", "1700000000", "1700000000.25", "1700000000000", "2460310.5")),
+    Case("time primary key", ("'00:00:00'", "'12:34:56.000001'", "'23:59:59'", "'24:00:00'", "'12:00+01:00'", "1")),
+    Case(
+        "uuid primary key", ("'6f9619ff-8b86-d011-b42d-00c04fc964ff'", "'00000000-0000-0000-0000-000000000000'", "'no'")
+    ),
+    Case("uuid primary key", ("x'6F9619FF8B86D011B42D00C04FC964FF'", "x'00000000000000000000000000000000'", "x'00'")),
+    Case("json primary key", ("'[1]'", "'{}'", "5", "1.5", "x'00'")),
+    Case("primary key", _INTEGERS),
+    Case("primary key", (*_TEXTS, *_BLOBS)),
+    Case("any primary key", (*_INTEGERS, "0.5"), after=" strict"),
+    Case("any primary key", _TEXTS, after=" strict"),
+    *(
+        Case(kind, ("1", "'1'", "2", "'x'", "1.5", "'1.5'"), "column 'k' holds numbers and texts", after=after)
+        for kind, after in (("primary key", ""), ("any primary key", " strict"), ("not null unique", " "))
+    ),
+    Case(
+        "uuid primary key",
+        ("'6f9619ff-8b86-d011-b42d-00c04fc964ff'", "x'6F9619FF8B86D011B42D00C04FC964FF'"),
+        "'k' holds",
+    ),
+    Case("datetime primary key", ("'2023-11-14 22:13:20'", "1700000000"), "column 'k' holds numbers and texts"),
+    Case("text primary key collate mine", ("'a'",), "column 'k' .* collation"),
+    Case("text collate mine not null unique", ("'a'",), "column 'k' .* collation"),
+    Case("int not null", ("1", "2"), "has no primary key", after=", unique (k) where_i > 0"),
+)
+
+
+def make(path: Path, case: Case) -> list[int]:
+    """The table ``one`` with the key k, ``two`` with (k, i) and ``loose``, a view; the values i of ``one``."""
+    with closing(sqlite3.connect(path, isolation_level=None)) as connection:
+        connection.create_collation("mine", lambda a, b: (a > b) - (a < b))
+        if case.before:
+            connection.execute(case.before)
+        after = case.after if case.after.startswith(" ") else ""
+        connection.execute(f"create table one (k {case.declared}, i int not null){after}")
+        if not case.after.startswith(","):
+            pass
+        else:
+            connection.execute("create unique index partly on one (k) where i > 0")
+        for number, value in enumerate(case.values):
+            connection.execute(f"insert or ignore into one values ({value}, {number})")
+        kind = case.declared.partition("primary key")[0].partition("not null")[0]
+        connection.execute(f"create table two (i int not null, k {kind}, primary key (k, i)) without rowid")
+        connection.execute("insert into two select i * 3 + value, k from one, json_each('[0, 1, 2]')")
+        connection.execute("create view loose as select * from one")
+        return [row[0] for row in connection.execute("select i from one order by i")]
+
+
+async def read(source: SqlSource, **settings: Any) -> list[int]:
+    """The values of i that arrived, those of bad records among them, in ascending order."""
+    config = stream(**settings)
+    dataset = await source.describe(config)
+    found: list[int] = []
+    for split in await source.plan(config, dataset):
+        reader = await source.reader(config, dataset, split)
+        position: Position | None = None
+        try:
+            async with asyncio.timeout(30):
+                while True:
+                    page = await reader.fetch(position, config.page_size)
+                    found += page.batch.column("i").to_pylist()
+                    found += [row.columns.column("i")[0].as_py() for row in page.rejected]
+                    position = page.position
+                    if page.last:
+                        break
+        finally:
+            await reader.close()
+    return sorted(found)
+
+
+_WAYS: tuple[dict[str, Any], ...] = (
+    *({"table": "one", "page_size": size, "max_parallel": splits} for size in (1, 2, 7) for splits in (1, 3)),
+    {"table": "one", "page_size": 2, "traversal": "OFFSET"},
+    {"table": "two", "page_size": 7, "max_parallel": 3, "key": ["k", "i"]},
+    {"table": "two", "page_size": 7, "traversal": "OFFSET", "key": ["i", "k"]},
+    {"table": "loose", "page_size": 2, "max_parallel": 3, "key": ["k"]},
+)
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: f"{case.declared}{case.after} {len(case.values)}")
+async def test_every_row_of_every_kind_of_key_arrives_once(tmp_path: Path, case: Case) -> None:
+    rows = make(tmp_path / "keys.db", case)
+    assert rows
+    async with open_source(f"sqlite:///{tmp_path}/keys.db") as source:
+        for way in _WAYS:
+            expected = rows if way["table"] != "two" else [row * 3 + part for row in rows for part in range(3)]
+            if case.refused:
+                with pytest.raises(ConfigError, match=case.refused):
+                    await read(source, on_bad_record="dead_letter", **way)
+                    break
+            else:
+                assert await read(source, on_bad_record="dead_letter", **way) == expected, way
+
+
+async def test_a_key_whose_text_is_not_utf_8_stops_the_stream(tmp_path: Path) -> None:
+    """Its place among the others cannot be kept: as bytes it would be behind all texts."""
+    make(tmp_path / "keys.db", Case("text primary key", ("'a'", "cast(x'62ff' as text)", "'c'", "'d'")))
+    async with open_source(f"sqlite:///{tmp_path}/keys.db") as source:
+        for size in (1, 2, 7):
+            with pytest.raises(ProducerError, match=r"column 'k'.* not UTF-8"):
+                await read(source, table="one", page_size=size, max_parallel=1, on_bad_record="dead_letter")
