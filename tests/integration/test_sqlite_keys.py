@@ -4,6 +4,7 @@ refused by name before anything is read."""
 from __future__ import annotations
 
 import asyncio
+import re
 import sqlite3
 from contextlib import closing
 from dataclasses import dataclass
@@ -96,9 +97,10 @@ CASES = (
         "'k' holds",
     ),
     Case("datetime primary key", ("'2023-11-14 22:13:20'", "1700000000"), "column 'k' holds numbers and texts"),
-    Case("text primary key collate mine", ("'a'",), "column 'k' .* collation"),
-    Case("text collate mine not null unique", ("'a'",), "column 'k' .* collation"),
-    Case("int not null", ("1", "2"), "has no primary key", after=", unique (k) where_i > 0"),
+    *(
+        Case(f"text {rest}", ("'a'",), "column 'k' of type TEXT with a collation of the application cannot order rows")
+        for rest in ("primary key collate mine", "collate mine not null unique", "collate mine unique not null")
+    ),
 )
 
 
@@ -108,16 +110,12 @@ def make(path: Path, case: Case) -> list[int]:
         connection.create_collation("mine", lambda a, b: (a > b) - (a < b))
         if case.before:
             connection.execute(case.before)
-        after = case.after if case.after.startswith(" ") else ""
-        connection.execute(f"create table one (k {case.declared}, i int not null){after}")
-        if not case.after.startswith(","):
-            pass
-        else:
-            connection.execute("create unique index partly on one (k) where i > 0")
+        connection.execute(f"create table one (k {case.declared}, i int not null){case.after}")
         for number, value in enumerate(case.values):
             connection.execute(f"insert or ignore into one values ({value}, {number})")
-        kind = case.declared.partition("primary key")[0].partition("not null")[0]
-        connection.execute(f"create table two (i int not null, k {kind}, primary key (k, i)) without rowid")
+        kind = re.sub("primary key|not null|unique|desc", "", case.declared)
+        strict = ", strict" if "strict" in case.after else ""
+        connection.execute(f"create table two (i int not null, k {kind}, primary key (k, i)) without rowid{strict}")
         connection.execute("insert into two select i * 3 + value, k from one, json_each('[0, 1, 2]')")
         connection.execute("create view loose as select * from one")
         return [row[0] for row in connection.execute("select i from one order by i")]
@@ -161,12 +159,30 @@ async def test_every_row_of_every_kind_of_key_arrives_once(tmp_path: Path, case:
     async with open_source(f"sqlite:///{tmp_path}/keys.db") as source:
         for way in _WAYS:
             expected = rows if way["table"] != "two" else [row * 3 + part for row in rows for part in range(3)]
+            if case.refused and way["table"] == "loose":
+                continue  # a view's columns are compared in another way
             if case.refused:
-                with pytest.raises(ConfigError, match=case.refused):
+                with pytest.raises(ProducerError, match=case.refused):
                     await read(source, on_bad_record="dead_letter", **way)
-                    break
             else:
                 assert await read(source, on_bad_record="dead_letter", **way) == expected, way
+
+
+@pytest.mark.parametrize(
+    "index",
+    ["(k) where i > 0", "(k + 0)", "(i, k + 0)", "(k collate nocase)"],
+    ids=["partial", "sum", "second", "nocase"],
+)
+async def test_an_index_that_does_not_tell_all_rows_apart_is_no_key(tmp_path: Path, index: str) -> None:
+    with closing(sqlite3.connect(tmp_path / "keys.db")) as connection:
+        connection.execute("create table one (k text not null collate binary, i int not null)")
+        connection.execute(f"create unique index told on one {index}")
+    async with open_source(f"sqlite:///{tmp_path}/keys.db") as source:
+        if index.endswith("nocase)"):  # it tells even more apart
+            assert (await source.describe(stream("one"))).key == ("k",)
+            return
+        with pytest.raises(ConfigError, match="has no primary key"):
+            await source.describe(stream("one"))
 
 
 async def test_a_key_whose_text_is_not_utf_8_stops_the_stream(tmp_path: Path) -> None:

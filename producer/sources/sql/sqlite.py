@@ -40,7 +40,7 @@ from producer.errors import (
 )
 from producer.identity import Identity
 from producer.model import KeyScalar
-from producer.sources.sql import sqlite_scan, sqlite_types
+from producer.sources.sql import sqlite_keys, sqlite_scan, sqlite_types
 from producer.sources.sql.adbc import Connection, tuples
 from producer.sources.sql.arrow import read_rows
 from producer.sources.sql.lexis import Lexis
@@ -134,9 +134,18 @@ class SqliteSession:
         self._executor = executor
         self._connection: Connection | None = None
         self._closed = False
+        self._has_read = False
 
     async def fetch(self, query: Query) -> Rows:
-        return await self.run(lambda connection: _page(connection, query))
+        def work(connection: Connection) -> Rows:
+            if query.watched is not None:
+                keys = [column for name in query.key for column in query.columns if column.name == name]
+                # The first one in each page, which an index answers; the others may need the whole table.
+                sqlite_keys.refuse_mixed(connection, query.watched.path[0], keys[:1] if self._has_read else keys)
+                self._has_read = True
+            return _page(connection, query)
+
+        return await self.run(work)
 
     async def keys(self, query: Query) -> list[tuple[KeyScalar, ...]]:
         def work(connection: Connection) -> list[tuple[KeyScalar, ...]]:
@@ -223,6 +232,8 @@ def _page(connection: Connection, query: Query) -> Rows:
         assert stored is not None
         return sqlite_types.exact(column, stored[names.index(column.name)][start:stop])
 
+    if stored is not None:
+        _refuse_broken(query, stored)
     rows = read_rows(
         query,
         table.num_rows,
@@ -232,6 +243,16 @@ def _page(connection: Connection, query: Query) -> Rows:
         key_at=lambda row: tuple(value(name, row) for name in query.key),
     )
     return rows if query.watched is None else replace(rows, shape=_shape(connection, query.watched.path[0]))
+
+
+def _refuse_broken(query: Query, stored: list[list[Any]]) -> None:
+    """EncodeError for a key that is no text to Python: its place among the texts could not be kept."""
+    for column, values in zip(query.columns, stored, strict=True):
+        broken = next((value for value in values if isinstance(value, sqlite_types.BrokenText)), None)
+        if column.name in query.key and broken is not None:
+            key = f"0x{broken.hex()}"
+            message = f"column {column.name!r}, row with key {key}: a key's text is not UTF-8"
+            raise EncodeError(message, key=key, field=column.name)
 
 
 def _bounded(connection: Connection, query: Query) -> tuple[pa.Table, Query, bool]:
@@ -265,10 +286,11 @@ def _stored(connection: Connection, query: Query) -> list[list[Any]]:
     plain = ", ".join(column.select for column in query.columns)
     assert query.sql.startswith("SELECT " + plain)
     table = _read(connection, "SELECT " + listed + query.sql[len("SELECT " + plain) :], query.params)
+    encoding = sqlite_keys.encoding(connection)
     columns = []
     for i in range(len(query.columns)):
         kinds = [table.column(len(_KINDS) * i + n).to_pylist() for n in range(len(_KINDS))]
-        kinds[-1] = [None if value is None else sqlite_types.decoded(value) for value in kinds[-1]]
+        kinds[-1] = [None if value is None else sqlite_types.decoded(value, encoding) for value in kinds[-1]]
         columns.append([next((value for value in row if value is not None), None) for row in zip(*kinds, strict=True)])
     return columns
 
@@ -346,35 +368,30 @@ def _reflect(connection: Connection, name: str, decimal: str | None) -> Table:
         sqlite_types.column(column, kind, nullable=column not in not_null, wish=decimal) for column, kind, _, _ in infos
     )
     unique = [tuple(column for _, column in sorted(primary))] if primary else []
-    for index, origin in ((name, origin) for name, origin, complete in indices if complete):
-        sql = "SELECT name, coll FROM pragma_index_xinfo(:index) WHERE key ORDER BY seqno"
-        parts = _rows(connection, sql, {"index": index})
-        names = tuple(column for column, _ in parts)
+    indexes = [(name, origin) for name, origin, complete in indices if complete]
+    sql = "SELECT name, coll FROM pragma_index_xinfo(:index) WHERE key ORDER BY seqno"
+    parts = {index: _rows(connection, sql, {"index": index}) for index, _ in indexes}
+    unsorted = {column for listed in parts.values() for column, name in listed if name.upper() not in sqlite_keys.KNOWN}
+    for index, origin in indexes:
+        names = tuple(column for column, _ in parts[index])
         # An index tells values apart by its own collation, comparisons by the column's; the binary one tells all apart.
+        # One that is not known here proves it too: that the column cannot order rows is said to whom it is the key.
         proves = None not in names and all(
-            _collation(connection, real, column) in (collation, "BINARY") for column, collation in parts
+            column in unsorted or sqlite_keys.collation(connection, real, column) in (name.upper(), "BINARY")
+            for column, name in parts[index]
         )
         if origin == "pk" and not proves:
             unique.remove(names)
         elif origin != "pk" and proves and not_null.issuperset(names):
             unique.append(names)
+    columns = tuple(_unsorted(column) if column.name in unsorted else column for column in columns)
     shape = _shape(connection, real)
     return Table((real,), quote(real), columns, tuple(unique), is_view=kinds[real] == "view", shape=shape)
 
 
-def _collation(connection: Connection, table: str, column: str) -> str:
-    """By what the column is compared; '' for a collation that only the application has. No pragma tells, but a compound
-    SELECT goes by its first column."""
-
-    def kinds(*texts: str) -> str:
-        values = "".join(f" UNION SELECT '{text}'" for text in texts)
-        return f"(SELECT count(*) FROM (SELECT {quote(column)} FROM {quote(table)} WHERE 0{values}))"
-
-    try:
-        ((cases, blanks),) = _rows(connection, f"SELECT {kinds('a', 'A')}, {kinds('a', 'a ')}", {})
-    except Error:
-        return ""
-    return "NOCASE" if cases == 1 else "RTRIM" if blanks == 1 else "BINARY"
+def _unsorted(column: Column) -> Column:
+    """A column that only the application compares."""
+    return replace(column, sql_type=f"{column.sql_type} with a collation of the application", sortable=False)
 
 
 def _shape(connection: Connection, table: str) -> str:

@@ -24,7 +24,7 @@ from adbc_driver_manager import Error
 
 from producer.errors import ConfigError, ProducerError, SourceUnavailableError
 from producer.model import KeyScalar
-from producer.sources.sql import sqlite_types
+from producer.sources.sql import sqlite_keys, sqlite_types
 from producer.sources.sql.adbc import Connection
 from producer.sources.sql.arrow import read_rows
 from producer.sources.sql.names import bind_named
@@ -85,8 +85,9 @@ class SqliteScan:
         except (Error, OSError) as error:
             if "Type mismatch" not in str(error):
                 raise
+        encoding = sqlite_keys.encoding(self._connection)
         for table in self._tables(_by_kinds(query, sql, skip=read)):
-            yield _exact_page(query, table)
+            yield _exact_page(query, table, encoding)
 
     def _tables(self, sql: str) -> Generator[pa.Table]:
         """The result without its first row, in tables of bounded size."""
@@ -178,12 +179,12 @@ def _fast_page(query: Query, table: pa.Table) -> Rows:
     )
 
 
-def _exact_page(query: Query, table: pa.Table) -> Rows:
-    """Each stored value as its column's type."""
+def _exact_page(query: Query, table: pa.Table, encoding: str) -> Rows:
+    """Each stored value as its column's type; texts are stored in `encoding`."""
     stored: dict[str, list[Any]] = {}
     for i, column in enumerate(query.columns):
         kinds = [table.column(len(_KINDS) * i + n).to_pylist() for n in range(len(_KINDS))]
-        kinds[-1] = [None if value is None else sqlite_types.decoded(value) for value in kinds[-1]]
+        kinds[-1] = [None if value is None else sqlite_types.decoded(value, encoding) for value in kinds[-1]]
         stored[column.name] = [
             next((value for value in row if value is not None), None) for row in zip(*kinds, strict=True)
         ]

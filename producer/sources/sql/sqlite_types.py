@@ -14,13 +14,16 @@ CHAR, VARCHAR, TEXT, CLOB                    text                       text
 BLOB, BINARY, VARBINARY                      binary                     blob
 DATE                                         date32                     text YYYY-MM-DD
 DATETIME, TIMESTAMP                          timestamp[us]              ISO 8601 text (an offset is applied), or
-                                                                        seconds since 1970, as integer or real
+                                                                        seconds since 1970, as integer or real, but
+                                                                        none that may be a Julian day
 TIMESTAMPTZ, TIMESTAMP WITH TIME ZONE        timestamp[us, UTC]         the same
 TIME                                         time64[us]                 text HH:MM:SS[.ffffff]
 JSON                                         text, avro.logical=json    text or number
 UUID, GUID                                   text, avro.logical=uuid    text, or blob of 16 bytes
 anything else                                text                       text or number
 ===========================================  =========================  =======================================
+
+A time with digits beyond microseconds (other than zeros), or a TIME with an offset, has no form.
 
 There are two ways from a page to Arrow: `fast` takes the driver's columns as they are, whole, when that is certainly
 right; where it is not, `exact` looks at each stored value.
@@ -47,6 +50,9 @@ _TWO_ARGUMENTS = re.compile(r"\(\s*(\d+)\s*(?:,\s*(\d+)\s*)?\)")
 _UUID = "^[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}$"
 _MAX_SECONDS = 253_402_300_799  # the end of the year 9999
 _MIN_SECONDS = -62_135_596_800  # the beginning of the year 1
+#: The Julian days of the years 1 to 9999: as seconds they would be a moment between January and March 1970.
+_JULIAN_DAYS = (1_721_425.5, 5_373_484.5)
+_FINER = re.compile(r"[.,]\d{6}0*[1-9]")
 _EXACT_FLOAT_INTS = 2**53
 _DAY_MICROS = 86_400_000_000
 
@@ -161,7 +167,12 @@ def _fast(wanted: pa.DataType, logical: str, values: pa.Array) -> pa.Array | Non
             return values.cast(pa.decimal256(19 + wanted.scale, wanted.scale)).cast(wanted)
         if pa.types.is_timestamp(wanted):
             low_high = pc.min_max(values)
-            if low_high["min"].as_py() >= _MIN_SECONDS and low_high["max"].as_py() <= _MAX_SECONDS:
+            days = pc.and_(pc.greater_equal(values, _JULIAN_DAYS[0]), pc.less(values, _JULIAN_DAYS[1]))
+            if (
+                low_high["min"].as_py() >= _MIN_SECONDS
+                and low_high["max"].as_py() <= _MAX_SECONDS
+                and not pc.any(days).as_py()
+            ):
                 return values.cast(pa.timestamp("s")).cast(pa.timestamp("us")).view(wanted)
         return None
     if pa.types.is_float64(given) and pa.types.is_decimal128(wanted):
@@ -203,7 +214,8 @@ def exact(column: Column, values: Sequence[Any]) -> pa.Array:
         try:
             out.append(None if value is None else read(value))
         except (ValueError, OverflowError, decimal.DecimalException):
-            shown = "" if isinstance(value, str | bytes) else f" {value!r}"
+            text = isinstance(value, str) and (pa.types.is_temporal(column.field.type))
+            shown = f" {value!r}" if text or not isinstance(value, str | bytes) else ""
             kind = _KINDS[type(value)]
             raise Unreadable(row, f"holds {kind}{shown}, which is no {column.sql_type or 'TEXT'}") from None
     return pa.array(out, column.field.type)
@@ -213,10 +225,10 @@ class BrokenText(bytes):
     """The bytes of a text that is not UTF-8."""
 
 
-def decoded(text: bytes) -> str | BrokenText:
-    """A stored text."""
+def decoded(text: bytes, encoding: str) -> str | BrokenText:
+    """A stored text; `encoding` is that of the file."""
     try:
-        return text.decode()
+        return text.decode(encoding)
     except UnicodeDecodeError:
         return BrokenText(text)
 
@@ -247,7 +259,7 @@ def _reader(column: Column) -> Callable[[Any], Any]:
         (pa.types.is_binary, lambda value: _of(value, bytes)),
         (pa.types.is_boolean, lambda value: bool([0, 1].index(_of(value, int)))),
         (pa.types.is_date32, lambda value: dt.date.fromisoformat(_of(value, str))),
-        (pa.types.is_time64, lambda value: dt.time.fromisoformat(_of(value, str))),
+        (pa.types.is_time64, _to_time),
     ):
         if test(wanted):
             return read
@@ -277,10 +289,25 @@ def _to_decimal(value: Any, wanted: pa.DataType) -> decimal.Decimal:
     return fixed
 
 
+def _to_time(value: Any) -> dt.time:
+    time = dt.time.fromisoformat(_whole_micros(value))
+    if time.tzinfo is not None:
+        raise ValueError(value)
+    return time
+
+
+def _whole_micros(value: Any) -> str:
+    """The text of a time; ValueError where it has digits that microseconds have not."""
+    text = str(_of(value, str))
+    if _FINER.search(text):
+        raise ValueError(value)
+    return text
+
+
 def _to_timestamp(value: Any) -> dt.datetime:
     if isinstance(value, int | float):
-        if not _MIN_SECONDS <= value <= _MAX_SECONDS:
+        if not _MIN_SECONDS <= value <= _MAX_SECONDS or _JULIAN_DAYS[0] <= value < _JULIAN_DAYS[1]:
             raise ValueError(value)
         return dt.datetime(1970, 1, 1, tzinfo=dt.UTC) + dt.timedelta(microseconds=round(value * 1_000_000))
-    moment = dt.datetime.fromisoformat(_of(value, str))
+    moment = dt.datetime.fromisoformat(_whole_micros(value))
     return moment.replace(tzinfo=dt.UTC) if moment.tzinfo is None else moment.astimezone(dt.UTC)
