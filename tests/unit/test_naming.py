@@ -28,6 +28,8 @@ def named(url: str, table: str, known: str | None = None) -> tuple[str, str]:
         ("postgresql://u:hunter2@db/shop", '"Odd".Events', ("postgres://db:5432", "shop.Odd.events")),
         ("postgresql://u:hunter2@[::1]:5432/shop", "a.b", ("postgres://[::1]:5432", "shop.a.b")),
         ("postgresql:///shop?host=db1,db2&port=6543", "a.b", ("postgres://db1:6543", "shop.a.b")),
+        ("postgresql://u:hunter2@db1:6543,db2:5432/shop", "a.b", ("postgres://db1:6543", "shop.a.b")),
+        ("postgresql://u:hunter2@db1,db2:5432/shop", "a.b", ("postgres://db1:5432", "shop.a.b")),
         ("postgresql:///shop?host=/run/postgresql", "a.b", ("postgres://localhost:5432", "shop.a.b")),
         ("mysql://reader:hunter2@db/shop", "events", ("mysql://db:3306", "shop.events")),
         ("mysql+asyncmy://db:3307/shop", "sales.Events", ("mysql://db:3307", "sales.Events")),
