@@ -121,13 +121,13 @@ def _tell(found: Verified) -> None:
     if c.deleted:
         say(f"  {c.deleted:,} keys deleted: their last record is a tombstone")
     if c.pending:
-        say(f"  {c.pending:,} rows after the checkpoint are not on the topic yet")
+        say(f"  {_rows(c.pending)} after the checkpoint {_are(c.pending)} not on the topic yet")
     if c.dead_lettered:
-        say(f"  {c.dead_lettered:,} rows are in the dead letters")
+        say(f"  {_rows(c.dead_lettered)} {_are(c.dead_lettered)} in the dead letters")
     if found.letters_without_key and not c.agrees:
         say(f"  {found.letters_without_key:,} dead letters do not tell their row's key, which is masked")
     for column, count in c.null_keys.items():
-        say(f"  {count:,} rows with NULL in column {column} are not sent")
+        say(f"  {_rows(count)} with NULL in column {column} {_are(count)} not sent")
     _kind("missing on the topic", c.missing, found.missing)
     _kind("on the topic and not in the source (any more)", c.unexpected, found.unexpected)
     _kind("with another value on the topic", c.differing, found.differing)
@@ -135,6 +135,14 @@ def _tell(found: Verified) -> None:
     sums = f"checksum {c.source_checksum:016x} of the source, {c.topic_checksum:016x} of the topic"
     said = "DIFFER" if not c.agrees else "AGREE up to the checkpoint" if c.pending else "AGREE"
     say(f"{said}: {sums}, {found.seconds:.1f} s")
+
+
+def _rows(count: int) -> str:
+    return f"{count:,} row" if count == 1 else f"{count:,} rows"
+
+
+def _are(count: int) -> str:
+    return "is" if count == 1 else "are"
 
 
 def _kind(text: str, count: int, names: Sequence[str]) -> None:

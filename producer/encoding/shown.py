@@ -20,5 +20,7 @@ def shown(value: pa.Scalar[Any]) -> str:
         return str(raw[0].as_py().decode(errors="backslashreplace"))
     if pa.types.is_date32(kind) or pa.types.is_timestamp(kind):
         unit = "D" if pa.types.is_date32(kind) else kind.unit
-        return str(np.array(value.value, f"datetime64[{unit}]"))
+        text = str(np.array(value.value, f"datetime64[{unit}]"))
+        year, _, rest = text.removeprefix("-").partition("-")
+        return f"-{year.zfill(4)}-{rest}" if text.startswith("-") else text
     return f"a {kind} without a text"

@@ -297,7 +297,7 @@ class SourceSide:
                 found.ranges.rows[number] += count
                 found.ranges.missing[number] += count
                 names += self._bad_names[place]
-        return names
+        return sorted(names)
 
     async def find(self, wanted: set[int]) -> dict[int, tuple[str, bytes]]:
         """The names and values of the rows with these hashes of their keys."""

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 import tomllib
 from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
+import pymysql
 import pytest
 
 from producer.config import StreamConfig
@@ -168,6 +171,123 @@ async def test_a_value_of_every_type_is_scanned_as_it_is_read(bank: Databank, re
     assert pages[0].batch.schema == expected.schema
     assert repr(rows_of(pages)) == repr(expected.to_pylist())  # NaN is not equal to itself
     bank.run("drop table every_type")
+
+
+#: Settings that change what PostgreSQL writes, as those of a role or a database.
+HOSTILE = {
+    "extra_float_digits": "-15",
+    "datestyle": "SQL, DMY",
+    "intervalstyle": "sql_standard",
+    "bytea_output": "escape",
+    "timezone": "Asia/Tokyo",
+    "xmlbinary": "hex",
+    "xmloption": "document",
+    "transform_null_equals": "on",
+    "standard_conforming_strings": "off",
+    "backslash_quote": "off",
+    "enable_indexscan": "off",
+    "default_transaction_isolation": "serializable",
+    "statement_timeout": "2000",
+    "search_path": "nowhere",
+    "row_security": "off",
+}
+ODD_TYPES = {
+    "point": "(0.12345678901234568, 1e-7)",
+    "circle": "<(1, 2), 0.30000000000000004>",
+    "float8[]": "{0.30000000000000004}",
+    "float8[][]": "{{0.30000000000000004,1},{2,3}}",
+    "interval": "1 year 2 mons -3 days 04:05:06.789",
+    "tstzrange": "[2024-02-01 00:00:00+09, 2024-03-02)",
+    "daterange": "[2024-02-01, 2024-03-02)",
+    "bytea[]": '{"\\\\x00ff5c27"}',
+    "odd_row": '(0.30000000000000004,"\\\\x5c","1 day")',
+    "odd_row[]": '{"(0.1,\\\\\\\\x5c,1 day)"}',
+    "money": "1.25",
+    "regclass": "pg_class",
+}
+
+
+@pytest.mark.parametrize("bank", ["postgres"], indirect=True)
+async def test_settings_of_a_database_do_not_change_what_a_scan_reads(bank: Databank) -> None:
+    database = bank.quote(bank.url.rpartition("/")[2])
+    bank.run("create type odd_row as (f float8, b bytea, i interval)")
+    columns = ", ".join(f"c{number} {sql}" for number, sql in enumerate(ODD_TYPES))
+    bank.run(f"create table odd (id int primary key, n int, {columns})")
+    bank.run("insert into odd values (1, null, " + ", ".join(f"'{text}'" for text in ODD_TYPES.values()) + ")")
+    config = stream("odd", where="n = :n or c1 is not null", params={"n": None})
+    try:
+        async with open_source(bank.url) as source:
+            expected = rows_of(await scanned(source, config))
+            dataset = await source.describe(config)
+            for name, value in HOSTILE.items():
+                bank.run(f"alter database {database} set {name} = '{value}'")
+            pages = source.scan(config, dataset, [KeyPosition((1,)), KeyPosition((2,))], [])
+            assert pages is not None
+            found = [page async for page in pages]
+    finally:
+        for name in HOSTILE:
+            bank.run(f"alter database {database} reset {name}")
+        bank.run("drop table odd")
+        bank.run("drop type odd_row")
+    assert len(expected) == 1
+    assert rows_of(found) == expected
+    assert found[0].marks == (Mark(0, 0, True), Mark(0, 0, False), Mark(0, 1, False))
+
+
+#: The same for MariaDB.
+HOSTILE_GLOBALS = {
+    "sql_mode": "ANSI_QUOTES,PIPES_AS_CONCAT,NO_BACKSLASH_ESCAPES,PAD_CHAR_TO_FULL_LENGTH,EMPTY_STRING_IS_NULL,"
+    "REAL_AS_FLOAT,HIGH_NOT_PRECEDENCE",
+    "time_zone": "-05:00",
+    "sql_select_limit": 1,
+    "max_sort_length": 8,
+    "sql_auto_is_null": 1,
+    "max_statement_time": 2,
+    "character_set_results": "latin1",
+}
+
+
+def global_value(url: str, name: str) -> Any:
+    parts = urlsplit(url)
+    with (
+        contextlib.closing(
+            pymysql.connect(
+                host=parts.hostname, port=parts.port or 3306, user=parts.username, password=parts.password or ""
+            )
+        ) as connection,
+        connection.cursor() as cursor,
+    ):
+        cursor.execute(f"select @@global.{name}")
+        return cursor.fetchall()[0][0]
+
+
+@pytest.mark.parametrize("bank", ["mariadb"], indirect=True)
+async def test_global_settings_do_not_change_what_a_scan_reads(bank: Databank) -> None:
+    bank.run("create table odd (k varbinary(30) primary key, c char(10), at timestamp, t varchar(40), u varchar(9))")
+    keys = [bytes.fromhex(key) for key in ("00", "10", "20", "27", "41", "5c", "5c27", "5c41", "61")]
+    bank.insert(
+        "odd", [(key, "c", "2024-01-01 12:00:00", "long " * 7 + str(9 - i), "ü€") for i, key in enumerate(keys)]
+    )
+    config = stream("odd", where="t <> :t", params={"t": "\\'"}, key=["t"])
+    old: dict[str, Any] = {}
+    try:
+        async with open_source(bank.url) as source:
+            expected = rows_of(await scanned(source, config))
+            dataset = await source.describe(config)
+            for name, value in HOSTILE_GLOBALS.items():
+                old[name] = global_value(bank.url, name)
+                bank.run(f"set global {name} = {value!r}")
+            positions = [KeyPosition((row["t"], row["k"])) for row in expected]
+            pages = source.scan(config, dataset, positions, [])
+            assert pages is not None
+            found = [page async for page in pages]
+    finally:
+        for name, before in old.items():
+            bank.run(f"set global {name} = {before!r}")
+        bank.run("drop table odd")
+    assert [row["k"] for row in expected] == keys[::-1]
+    assert rows_of(found) == expected
+    assert [mark for mark in found[0].marks if mark.exact] == [Mark(i, i, True) for i in range(len(keys))]
 
 
 def test_a_sqlite_column_whose_kind_shows_late_is_read_to_the_end(tmp_path: Path) -> None:

@@ -29,6 +29,7 @@ from producer.metrics import Metrics
 from producer.proof import published_schemas
 from producer.service import Service
 from producer.sinks.dead_letters import SCHEMA
+from producer.verify import Counts, verify
 from tests.integration.kafka_rows import read_topic
 from tests.integration.sql_reading import open_source, read, stream
 from tests.sql import TABLES, Databank, databank
@@ -168,11 +169,12 @@ async def test_a_type_becomes_what_the_documentation_says(many: tuple[str, Datab
     }
     stated = {(column.name, column.sql): (column.avro, shown_value(column.value), None) for column in columns}
     assert found == stated
+    assert (await verify(config, config.streams[0], Counts())).agrees
 
 
 @pytest.mark.parametrize("many", TABLES, indirect=True)
 async def test_a_value_without_a_form_is_a_dead_letter_that_names_its_column(
-    many: tuple[str, Databank, Config], unique: str
+    many: tuple[str, Databank, Config], unique: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Each is in a row and a column of its own; all other values are null."""
     dialect, bank, config = many
@@ -196,6 +198,23 @@ async def test_a_value_without_a_form_is_a_dead_letter_that_names_its_column(
         assert f"r{number}" in letters[number]["message"], case
         assert case["says"] in letters[number]["message"], case
     assert sorted(letters) == list(range(len(refused)))
+    await verify_names_bad_rows(config, refused, monkeypatch)
+
+
+async def verify_names_bad_rows(config: Config, refused: list[Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    """They are in the dead letters. Where none are looked for they are missing, each with its key, field and reason."""
+    (stream,) = config.streams
+    found = await verify(config, stream, Counts())
+    assert found.agrees
+    assert found.comparison.dead_lettered == len(refused)
+    monkeypatch.setattr("producer.verify.source_side.NAMED", len(refused))
+    monkeypatch.setattr("producer.verify.run.NAMED", len(refused))
+    found = await verify(config, stream.model_copy(update={"on_bad_record": "fail"}), Counts())
+    assert (found.comparison.missing, found.comparison.dead_lettered) == (len(refused), 0)
+    names = {name.partition(" ")[0]: name for name in found.missing}
+    for number, case in enumerate(refused):
+        assert f"field r{number}" in names[f"id={number}"], case
+        assert case["says"] in names[f"id={number}"], case
 
 
 @pytest.fixture

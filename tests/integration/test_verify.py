@@ -17,6 +17,7 @@ import pytest
 import yaml
 from aiokafka import AIOKafkaProducer
 
+from producer.cli import main
 from producer.config import Config, load_config
 from producer.errors import CheckpointConflictError, ConfigError
 from producer.metrics import Metrics
@@ -286,6 +287,75 @@ async def test_the_exit_code_says_whether_they_agree(shop: Shop) -> None:
     wrong = await asyncio.to_thread(verified, shop.path, "evnts")
     assert wrong.returncode == 2
     assert "events" in wrong.stderr
+
+
+def with_streams(shop: Shop, *more: dict[str, Any]) -> Path:
+    """The shop's configuration with other streams before its own."""
+    document = yaml.safe_load(shop.path.read_text())
+    document["streams"] = [*({"source": "shop", "topic": shop.topic} | stream for stream in more), *document["streams"]]
+    path = shop.path.with_name("more.yaml")
+    path.write_text(yaml.safe_dump(document))
+    return path
+
+
+@pytest.fixture
+async def plain_shop(tmp_path: Path, kafka_bootstrap: str, unique: str) -> Shop:
+    """A table that has been streamed once, without a registry."""
+    made = Shop(tmp_path, kafka_bootstrap, unique, None, partitions=1)
+    await made.run()
+    return made
+
+
+async def test_a_stream_that_cannot_be_compared_does_not_keep_the_others_from_it(
+    plain_shop: Shop, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shop = plain_shop
+    path = with_streams(shop, {"name": "first", "table": "nowhere"}, {"table": "evnts", "topic": f"{shop.topic}.not"})
+    assert await asyncio.to_thread(main, ["verify", str(path), "--json"]) == 2  # only the configuration is wrong
+    told = capsys.readouterr()
+    first, second, third = (json.loads(line) for line in told.out.splitlines())
+    assert [line["stream"] for line in (first, second, third)] == ["first", "evnts", "events"]
+    assert [line["agrees"] for line in (first, second, third)] == [False, False, True]
+    assert "'nowhere' is not there" in first["error"]
+    assert "does not exist" in second["error"]
+    assert (first["kind"], second["kind"]) == ("ConfigError", "ConfigError")
+    assert "error: stream 'first' was not compared: table 'nowhere'" in told.err
+    shop.sql("DELETE FROM events WHERE id = 8")
+    assert await asyncio.to_thread(main, ["verify", str(path)]) == 1
+    assert "1 on the topic and not in the source (any more): id=8" in capsys.readouterr().out
+
+
+async def test_an_unforeseen_failure_of_one_stream_does_not_keep_the_others_from_being_compared(
+    plain_shop: Shop, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path, whole = with_streams(plain_shop, {"name": "first", "table": "events"}), verify
+
+    async def failing(config: Config, stream: Any, counts: Counts) -> Verified:
+        if stream.name == "first":
+            raise RuntimeError("a text with a password")
+        return await whole(config, stream, counts)
+
+    monkeypatch.setattr("producer.verify.verify", failing)
+    assert await asyncio.to_thread(main, ["verify", str(path)]) == 1
+    told = capsys.readouterr()
+    assert "stream 'first' was not compared: unexpected RuntimeError" in told.err
+    assert "password" not in told.err
+    assert "AGREE" in told.out
+
+
+async def test_what_is_not_sent_is_told(
+    tmp_path: Path, kafka_bootstrap: str, unique: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    chosen = {"key": ["name"], "on_bad_record": "dead_letter", "where": "id > 590 AND id < 600"}
+    shop = Shop(tmp_path, kafka_bootstrap, unique, None, partitions=1, **chosen)
+    shop.sql("UPDATE events SET price = 'text' WHERE id = 594")
+    await shop.run()
+    shop.sql("UPDATE events SET name = NULL WHERE id = 592")
+    assert await asyncio.to_thread(main, ["verify", str(shop.path)]) == 1
+    told = capsys.readouterr().out
+    assert "1 row with NULL in column name is not sent" in told
+    assert "1 row is in the dead letters" in told
+    assert "DIFFER" in told
 
 
 @pytest.fixture

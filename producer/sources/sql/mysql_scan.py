@@ -75,11 +75,11 @@ class MysqlScan:
         self._translate = translate
 
     async def first(self, query: Query) -> tuple[KeyScalar, ...] | None:
-        async with contextlib.aclosing(self.rows(query)) as found:
-            async for rows in found:
-                with contextlib.suppress(EncodeError):
-                    return rows.key_at(0)
-        return None
+        found: tuple[KeyScalar, ...] | None = None
+        async for rows in self.rows(query):
+            with contextlib.suppress(EncodeError):
+                found = rows.key_at(0)
+        return found
 
     async def rows(self, query: Query) -> AsyncGenerator[Rows]:
         sql = bind_named(

@@ -100,7 +100,13 @@ class PostgresDatabase:
 
     def open_scan(self) -> AbstractAsyncContextManager[Scan]:
         uri, timeout_s = _libpq_uri(self._url, self._options), self._options.connect_timeout_s
-        return postgres_scan.open_scan(self._executor, uri, _page, partial(translate, url=self._url), timeout_s)
+        return postgres_scan.open_scan(
+            self._executor,
+            lambda: Connection(adbc_driver_postgresql.connect(uri)),
+            _page,
+            partial(translate, url=self._url),
+            timeout_s,
+        )
 
     def session(self) -> PostgresSession:
         return PostgresSession(self._options, self._url, self._executor, self._pool, self._copies)

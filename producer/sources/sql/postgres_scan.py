@@ -14,7 +14,6 @@ from datetime import date
 from functools import partial
 from typing import Any, TypeVar
 
-import adbc_driver_postgresql
 import pyarrow as pa
 from adbc_driver_manager import Error
 
@@ -34,14 +33,20 @@ _BATCH_BYTES = 4 * 2**20
 #: Every setting that decides how a value reads, and the limits that would end a long scan. In one statement, which sets
 #: those that the server knows.
 _SETTINGS: Mapping[str, str] = {
+    "array_nulls": "on",
+    "backslash_quote": "safe_encoding",
     "bytea_output": "hex",
     "datestyle": "ISO, YMD",
     "extra_float_digits": "3",
+    "gin_fuzzy_search_limit": "0",  # above it an index gives only some of the rows
     "intervalstyle": "postgres",
-    "lc_monetary": "C",
+    "lc_numeric": "C",
+    "lc_time": "C",
     "quote_all_identifiers": "off",
+    "row_security": "on",
     "standard_conforming_strings": "on",
     "timezone": "UTC",
+    "timezone_abbreviations": "Default",
     "transform_null_equals": "off",
     "xmlbinary": "base64",
     "xmloption": "content",
@@ -71,11 +76,11 @@ class PostgresScan:
         self._translate = translate
 
     async def first(self, query: Query) -> tuple[KeyScalar, ...] | None:
-        async with contextlib.aclosing(self.rows(query)) as found:
-            async for rows in found:
-                with contextlib.suppress(EncodeError):
-                    return rows.key_at(0)
-        return None
+        found: tuple[KeyScalar, ...] | None = None
+        async for rows in self.rows(query):  # to the end: a result that is broken off ends the transaction
+            with contextlib.suppress(EncodeError):
+                found = rows.key_at(0)
+        return found
 
     async def rows(self, query: Query) -> AsyncGenerator[Rows]:
         sql = bind_named(
@@ -103,7 +108,6 @@ class PostgresScan:
         with contextlib.suppress(Error):
             for _ in batches:
                 pass
-        self._connection.rollback()
 
     async def _run(self, work: Callable[[], T]) -> T:
         return await run(self._executor, work, self._translate, stop=self._connection.cancel)
@@ -134,21 +138,20 @@ async def run(
 @contextlib.asynccontextmanager
 async def open_scan(
     executor: Executor,
-    uri: str,
+    connect: Callable[[], Connection],
     page: Callable[[Result, Query], Rows],
     translate: Callable[[Any], ProducerError],
     connect_timeout_s: float,
 ) -> AsyncIterator[PostgresScan]:
-    """A scan on a new connection, which is closed at the end."""
-    connection = await run(executor, lambda: _connect(uri), translate, wait_s=2 * connect_timeout_s)
+    """A scan on a new connection that `connect` makes; it is closed at the end."""
+    connection = await run(executor, lambda: _prepared(connect()), translate, wait_s=2 * connect_timeout_s)
     try:
         yield PostgresScan(executor, connection, page, translate)
     finally:
         await run(executor, connection.close, translate, wait_s=connect_timeout_s)
 
 
-def _connect(uri: str) -> Connection:
-    connection = Connection(adbc_driver_postgresql.connect(uri))
+def _prepared(connection: Connection) -> Connection:
     try:
         plain = {"adbc.postgresql.use_copy": "false"}
         connection.read(_SNAPSHOT, (), plain)
@@ -160,13 +163,25 @@ def _connect(uri: str) -> Connection:
 
 
 def _pins() -> str:
-    """Sets `_SETTINGS`. Text of a database without an encoding comes as it is stored: it may be of any encoding."""
+    """Sets `_SETTINGS`, and what depends on the server, until the transaction's end: behind a pooler the session is
+    somebody else's after it. It is read under the role's search path, so that it qualifies
+    all functions and operators.
+
+    Names are looked up in pg_catalog first, and then along that path, where a condition may need them. Text of a
+    database without an encoding comes as it is stored. Money keeps a locale in which it has not two decimals.
+    """
     values = ", ".join(f"('{name}', '{value}')" for name, value in _SETTINGS.items())
+    equal = "OPERATOR(pg_catalog.=)"
+    path = "pg_catalog.current_setting('search_path')"
     return (
-        "SELECT pg_catalog.set_config(s.name, v.value, false) "
-        f"FROM (VALUES {values}) v(name, value) JOIN pg_catalog.pg_settings s ON pg_catalog.lower(s.name) = v.name "
-        "UNION ALL SELECT pg_catalog.set_config('client_encoding', "
-        "CASE pg_catalog.current_setting('server_encoding') WHEN 'SQL_ASCII' THEN 'SQL_ASCII' ELSE 'UTF8' END, false)"
+        "SELECT pg_catalog.set_config(s.name, v.value, true) FROM pg_catalog.pg_settings s "
+        f"JOIN (VALUES {values}) v(name, value) ON pg_catalog.lower(s.name) {equal} v.name "
+        "UNION ALL SELECT pg_catalog.set_config('lc_monetary', 'C', true) "
+        f"WHERE pg_catalog.scale('1'::pg_catalog.money::pg_catalog.numeric) {equal} 2 "
+        "UNION ALL SELECT pg_catalog.set_config('client_encoding', CASE WHEN "
+        f"pg_catalog.current_setting('server_encoding') {equal} 'SQL_ASCII' THEN 'SQL_ASCII' ELSE 'UTF8' END, true) "
+        "UNION ALL SELECT pg_catalog.set_config('search_path', pg_catalog.concat_ws(', ', 'pg_catalog', "
+        f"CASE WHEN {path} {equal} '' THEN NULL ELSE {path} END, 'pg_temp'), true)"
     )
 
 

@@ -58,11 +58,11 @@ class SqliteScan:
         self._translate = translate
 
     async def first(self, query: Query) -> tuple[KeyScalar, ...] | None:
-        async with contextlib.aclosing(self.rows(query)) as found:
-            async for rows in found:
-                key = rows.key_at(0)
-                return None if None in key else key
-        return None
+        found: tuple[KeyScalar, ...] | None = None
+        async for rows in self.rows(query):
+            key = rows.key_at(0)
+            found = None if None in key else key
+        return found
 
     async def rows(self, query: Query) -> AsyncGenerator[Rows]:
         pages = self._pages(query)
