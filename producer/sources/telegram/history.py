@@ -41,6 +41,11 @@ def forward(chat: Chat, after_id: int, limit: int) -> Any:
     return _request(chat, offset_id=after_id + 1, add_offset=-limit, limit=limit)
 
 
+def below(chat: Chat, through_id: int, *, skip: int, limit: int) -> Any:
+    """The request for the newest `limit` messages up to `through_id`, without the newest `skip` of them."""
+    return _request(chat, offset_id=through_id + 1, add_offset=skip, limit=limit)
+
+
 def newest(chat: Chat, limit: int = 1, *, before_id: int = 0) -> Any:
     """The request for the newest messages (before an id, where one is given)."""
     return _request(chat, offset_id=before_id, limit=limit)

@@ -21,7 +21,9 @@ from producer.sources.telegram.account import Account, asking_for
 from producer.sources.telegram.chats import Chat, Chats, marked_id
 from producer.sources.telegram.config import TelegramConfig, chat_filter
 from producer.sources.telegram.media import Downloads
+from producer.sources.telegram.offset_reader import Leg, OffsetReader, newest_of, split_of
 from producer.sources.telegram.reader import ChatReader, Enrich, News, place_of
+from producer.traversal import offset_rows
 
 if TYPE_CHECKING:
     from producer.coordination.redis_bucket import RedisTokenBucket
@@ -76,6 +78,7 @@ class TelegramSource:
         self.chats = Chats(self.account)
         self._successions: dict[str, tuple[Chat, ...]] = {}  # by chat as configured: what it was before, and itself
         self._readers: dict[tuple[str, str], ChatReader] = {}
+        self._counting: dict[tuple[str, str], OffsetReader] = {}
 
     async def start(self) -> None:
         """Connects and proves the session. Idempotent."""
@@ -88,21 +91,18 @@ class TelegramSource:
     async def close(self) -> None:
         """Closes the connection."""
         self._readers.clear()
+        self._counting.clear()
         if self._shared is not None:
             await self._shared.close()
         await self.account.close()
 
     async def describe(self, stream: StreamConfig) -> Dataset:
-        """The chat's data set. ConfigError for an unknown chat and for what a chat cannot do (OFFSET, a key)."""
+        """The chat's data set. ConfigError for an unknown chat and for what a chat cannot do (a key, an order)."""
         asking_for.set(stream.name)
         at = f"streams.{stream.name}"
         if stream.chat is None:
             hint = "chat: @name, a t.me link, a numeric id, or id:access_hash"
             raise ConfigError(f"{at}.table: a Telegram stream names a chat, not a table", hint=hint)
-        if stream.traversal != "ID_RANGE":
-            raise ConfigError(
-                f"{at}.traversal: a chat has no {stream.traversal}", hint="ID_RANGE: message ids only rise"
-            )
         if stream.mode == "timestamp":
             raise ConfigError(f"{at}.mode: a chat has no timestamp mode", hint="snapshot, tail or snapshot_then_tail")
         if stream.key is not None and tuple(stream.key) != record.KEY:
@@ -141,8 +141,11 @@ class TelegramSource:
 
     async def plan(self, stream: StreamConfig, dataset: Dataset) -> Sequence[Split]:
         """What the chat was before its migration as one split, the chat itself as up to ``max_parallel`` of equal
-        numbers of messages; the last one is open for a tail. A plain tail begins after the newest message."""
+        numbers of messages; the last one is open for a tail. A plain tail begins after the newest message. By OFFSET
+        it is one split, with an id that names the newest message."""
         asking_for.set(stream.name)
+        if stream.traversal == "OFFSET":
+            return [split_of(await self._legs(stream, None))]
         *former, chat = await self.succession(stream)
         start, end = chat_filter(stream.where, stream.name).bounds
         splits: list[Split] = []
@@ -155,14 +158,28 @@ class TelegramSource:
         top, count = await history.top(self.account, chat)
         if stream.mode == "tail":
             return [Split("tail", _at(chat, top), None)]
-        low = await history.id_before(self.account, chat, start) if start else 0
-        high = min(top, await history.id_before(self.account, chat, _just_after(end))) if end else top
-        high = max(low, high)
+        low, high = await self._range(chat, top, start, end)
         edges = [low, *await self._edges(chat, low, high, count, stream.max_parallel), high]
         for number, (lower, upper) in enumerate(itertools.pairwise(edges)):
             is_open = stream.mode == "snapshot_then_tail" and upper == high
             splits.append(Split(f"{number}", _at(chat, lower), None if is_open else _at(chat, upper)))
         return splits
+
+    async def _range(self, chat: Chat, top: int, start: dt.datetime | None, end: dt.datetime | None) -> tuple[int, int]:
+        """The ids (exclusive, inclusive) between which the messages of the dates are, up to `top`."""
+        low = await history.id_before(self.account, chat, start) if start else 0
+        high = min(top, await history.id_before(self.account, chat, _just_after(end))) if end else top
+        return low, max(low, high)
+
+    async def _legs(self, stream: StreamConfig, newest: int | None) -> list[Leg]:
+        """What an OFFSET stream reads, one chat after the other; of its own chat up to message `newest`."""
+        start, end = chat_filter(stream.where, stream.name).bounds
+        chats = await self.succession(stream)
+        legs = []
+        for chat in chats:
+            top = (await history.top(self.account, chat))[0] if newest is None or chat is not chats[-1] else newest
+            legs.append(Leg(chat, *await self._range(chat, top, start, end)))
+        return legs
 
     async def _edges(self, chat: Chat, low: int, high: int, count: int, most: int) -> list[int]:
         """Ids that part (low, high] into pieces of about equal numbers of messages, by asking for the rows there."""
@@ -173,10 +190,22 @@ class TelegramSource:
         ]
         return sorted({i for i in found if low < i < high})
 
-    async def reader(self, stream: StreamConfig, dataset: Dataset, split: Split) -> ChatReader:
+    async def reader(self, stream: StreamConfig, dataset: Dataset, split: Split) -> ChatReader | OffsetReader:
         """A reader of one split; its requests take turns with those of all other readers of the account."""
         downloads = Downloads(self.account, self._config) if Downloads.wanted(self._config) else None
         enrich = downloads.enrich if downloads else None
+        if stream.traversal == "OFFSET" and not split.is_replay:
+            counting = OffsetReader(
+                self.account,
+                stream.name,
+                await self._legs(stream, newest_of(split)),
+                offset_rows(split.upper) if split.upper is not None else None,
+                dataset.schema,
+                bounds=chat_filter(stream.where, stream.name).bounds,
+                enrich=enrich,
+            )
+            self._counting[stream.name, split.id] = counting
+            return counting
         reader = self.open_reader(stream, split, dataset.schema, await self.succession(stream), enrich=enrich)
         self._readers[stream.name, split.id] = reader
         return reader
@@ -226,10 +255,14 @@ class TelegramSource:
         """About how many messages are to come: the ids that are left, times how many of the chat's ids are taken."""
         if checkpoint.done:
             return 0
+        if (counting := self._counting.get((stream.name, checkpoint.split.id))) is not None:
+            return counting.left
         reader = self._readers.get((stream.name, checkpoint.split.id))
+        if reader is None:
+            return None
         place = place_of(checkpoint.position) or place_of(checkpoint.split.lower)
         upper = place_of(checkpoint.split.upper)
-        if reader is None or place is None or not reader.count:
+        if place is None or not reader.count:
             return None
         top = upper[1] if upper is not None else reader.top
         return max(0, round((top - place[1]) * min(1.0, reader.count / max(reader.top, top, 1))))
