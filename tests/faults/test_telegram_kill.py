@@ -23,12 +23,13 @@ KEY_SCHEMA = {
 
 
 @pytest.mark.timeout(300)
-@pytest.mark.parametrize("splits", [1, 3])
-def test_a_hundred_thousand_messages_arrive_under_floods_drops_hangs_and_kills(
-    splits: int, kafka_bootstrap: str, unique: str, tmp_path: Path
+@pytest.mark.parametrize(("traversal", "splits", "kills"), [("ID_RANGE", 1, 5), ("ID_RANGE", 3, 5), ("OFFSET", 1, 2)])
+def test_all_messages_arrive_under_floods_drops_hangs_and_kills(
+    traversal: str, splits: int, kills: int, kafka_bootstrap: str, unique: str, tmp_path: Path
 ) -> None:
+    messages = MESSAGES if traversal == "ID_RANGE" else MESSAGES // 8
     faults = [argument for fault in FAULTS for argument in ("--fault", fault)]
-    with process("--messages", str(MESSAGES), *faults) as session:
+    with process("--messages", str(messages), *faults) as session:
         account = {"type": "telegram", "api_id": 1, "api_hash": "none", "session": session}
         config = write_config(
             tmp_path,
@@ -40,7 +41,7 @@ def test_a_hundred_thousand_messages_arrive_under_floods_drops_hangs_and_kills(
                 "sources": {"account": account | {"min_delay_s": 0, "request_timeout_s": 1.0, "adaptive": False}},
                 "streams": [
                     {"name": "demo", "source": "account", "chat": "@demo", "topic": unique, "partitions": 4,
-                     "page_size": 2000, "max_parallel": splits}
+                     "page_size": 2000, "max_parallel": splits, "traversal": traversal}
                 ],
             },
         )  # fmt: skip
@@ -49,12 +50,12 @@ def test_a_hundred_thousand_messages_arrive_under_floods_drops_hangs_and_kills(
             killed = kill_until_done(
                 config,
                 "demo",
-                [(CHAT_ID, number) for number in range(1, MESSAGES + 1)],
+                [(CHAT_ID, number) for number in range(1, messages + 1)],
                 audit,
-                kills=5,
+                kills=kills,
                 window=splits * WINDOW_PAGES * 2000,
                 seed=splits,
             )
         finally:
             audit.close()
-    assert killed.kills == 5
+    assert killed.kills == kills

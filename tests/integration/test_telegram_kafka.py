@@ -174,6 +174,41 @@ async def test_sigterm_in_a_flood_wait_of_an_hour_ends_in_time(
     assert [key for key, _ in topic.records] == [(CHAT_ID, number) for number in range(1, 3001)]
 
 
+async def test_a_chat_by_offset_is_planned_sent_verified_and_never_mixed_with_ids(
+    server: Server, chat: Chat, kafka_bootstrap: str, unique: str, tmp_path: Path
+) -> None:
+    config = configuration(tmp_path, server, kafka_bootstrap, unique, partitions=1, traversal="OFFSET")
+    assert "OFFSET" in await command("plan", config)
+    assert "demo" in await command("validate", config)
+    out, _ = await run(config, "--once")
+    assert json.loads(out)["acked"] == 3000
+    async with Topic(kafka_bootstrap, unique) as topic:
+        assert [key[1] for key, _ in await topic.holds(3000)] == list(range(1, 3001))
+    chat.delete(range(10, 20))
+    chat.append(25)
+    out, _ = await run(config, "--once")  # a snapshot that is done stays as it is
+    assert json.loads(out)["acked"] == 0
+    chat.ids = sorted({*chat.ids, *range(10, 20)})
+    assert "agree" in (await command("verify", config, "demo")).lower()
+    chat.put(build(15, chat.peer, kind="text", text="changed"))
+    assert "15" in await command("verify", config, "demo", code=1)
+    config = configuration(tmp_path, server, kafka_bootstrap, unique, partitions=1, traversal="ID_RANGE")
+    _, err = await run(config, "--once", code=2)
+    assert "traversal has changed" in err
+    assert "checkpoint reset" in err
+
+
+async def command(name: str, config: Path, *arguments: str, code: int = 0) -> str:
+    """Another command with the configuration: what it says."""
+    process = await asyncio.create_subprocess_exec(
+        sys.executable, "-m", "producer", name, str(config), *arguments, cwd=ROOT, stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.PIPE,
+    )  # fmt: skip
+    out, err = await process.communicate()
+    assert process.returncode == code, out.decode() + err.decode()
+    return out.decode() + err.decode()
+
+
 async def test_fields_that_are_left_out_are_left_out_of_the_schema_too(
     server: Server, kafka_bootstrap: str, unique: str, tmp_path: Path
 ) -> None:

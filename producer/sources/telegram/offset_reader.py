@@ -26,7 +26,9 @@ from producer.sources.telegram import history, record
 from producer.sources.telegram.account import Account, asking_for
 from producer.sources.telegram.chats import Chat
 from producer.sources.telegram.reader import GATHER_S, HOLD_S, REQUEST, Enrich
+from producer.traversal import offset_rows
 
+_PLANNED = re.compile(r"(?:.*\.)?(\d+)-upto-(\d+)")
 MISSES = 3  #: how often in a row an answer that does not reach down to what was read is asked for anew
 
 
@@ -37,6 +39,12 @@ class Leg:
     chat: Chat
     after: int
     through: int
+
+
+async def count_in(account: Account, leg: Leg, after_id: int) -> int:
+    """How many messages of the leg are newer than `after_id`."""
+    newer = await history.count_after(account, leg.chat, after_id)
+    return max(0, newer - await history.count_after(account, leg.chat, leg.through))
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,7 +154,7 @@ class OffsetReader:
         """The place of a count alone, among the messages that are there now."""
         before = 0
         for number, leg in enumerate(self._legs):
-            there = await self._count(leg, leg.after)
+            there = await count_in(self._account, leg, leg.after)
             if rows - before < there or number == len(self._legs) - 1:
                 break
             before += there
@@ -156,11 +164,6 @@ class OffsetReader:
         answer = history.read(await self._ask(leg, history.below(leg.chat, leg.through, skip=left, limit=1)))
         last = max(leg.after, answer.highest)
         return _Place(number, last, rows, floor=last, left=left)
-
-    async def _count(self, leg: Leg, after_id: int) -> int:
-        """How many messages of the leg are newer than `after_id`."""
-        newer = await history.count_after(self._account, leg.chat, after_id)
-        return max(0, newer - await history.count_after(self._account, leg.chat, leg.through))
 
     async def _ask(self, leg: Leg, request: Any) -> Any:
         return await self._account.ask(request, f"chat {leg.chat.title!r}")
@@ -230,7 +233,7 @@ class _Fetch:
 
     async def _count_left(self, leg: Leg) -> None:
         """Counts what is still to come. Nothing: the leg is over."""
-        left = await self._reader._count(leg, self.place.last)
+        left = await count_in(self._reader._account, leg, self.place.last)
         if left:
             self.place = replace(self.place, left=left)
         elif self.place.leg + 1 < len(self._reader._legs):
@@ -268,15 +271,21 @@ class _Fetch:
                 raise
 
 
-def split_of(legs: Sequence[Leg]) -> Split:
-    """The one split of an OFFSET stream. Its id names the newest message of the plan, which its end is."""
-    return Split(f"upto{legs[-1].through}")
+def split_of(rows: int, newest: int) -> Split:
+    """The one split of an OFFSET stream. Its id names the plan: so many messages up to that one."""
+    return Split(f"{rows}-upto-{newest}", None, OffsetPosition(rows))
 
 
 def newest_of(split: Split) -> int | None:
     """The newest message of the plan that made the split; None for a split that no plan made."""
-    match = re.fullmatch(r"(?:.*\.)?upto(\d+)", split.id)
-    return int(match[1]) if match else None
+    match = _PLANNED.fullmatch(split.id)
+    return int(match[2]) if match else None
+
+
+def end_of(split: Split) -> int | None:
+    """The count at which the split ends; None where it ends with the plan's newest message, as a planned one does."""
+    match, rows = _PLANNED.fullmatch(split.id), offset_rows(split.upper) if split.upper is not None else None
+    return None if match is not None and int(match[1]) == rows else rows
 
 
 def _rows_of(position: Position | None) -> int:

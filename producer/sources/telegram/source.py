@@ -21,9 +21,8 @@ from producer.sources.telegram.account import Account, asking_for
 from producer.sources.telegram.chats import Chat, Chats, marked_id
 from producer.sources.telegram.config import TelegramConfig, chat_filter
 from producer.sources.telegram.media import Downloads
-from producer.sources.telegram.offset_reader import Leg, OffsetReader, newest_of, split_of
+from producer.sources.telegram.offset_reader import Leg, OffsetReader, count_in, end_of, newest_of, split_of
 from producer.sources.telegram.reader import ChatReader, Enrich, News, place_of
-from producer.traversal import offset_rows
 
 if TYPE_CHECKING:
     from producer.coordination.redis_bucket import RedisTokenBucket
@@ -145,7 +144,9 @@ class TelegramSource:
         it is one split, with an id that names the newest message."""
         asking_for.set(stream.name)
         if stream.traversal == "OFFSET":
-            return [split_of(await self._legs(stream, None))]
+            legs = await self._legs(stream, None)
+            counts = [await count_in(self.account, leg, leg.after) for leg in legs]
+            return [split_of(sum(counts), legs[-1].through)]
         *former, chat = await self.succession(stream)
         start, end = chat_filter(stream.where, stream.name).bounds
         splits: list[Split] = []
@@ -199,7 +200,7 @@ class TelegramSource:
                 self.account,
                 stream.name,
                 await self._legs(stream, newest_of(split)),
-                offset_rows(split.upper) if split.upper is not None else None,
+                end_of(split),
                 dataset.schema,
                 bounds=chat_filter(stream.where, stream.name).bounds,
                 enrich=enrich,
