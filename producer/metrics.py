@@ -1,7 +1,8 @@
 """Owns the metrics: every name, its unit, and the labels that a stream's series carry.
 
 Labels are stream, source and topic, and where the name says so one more with few values (state, reason). Tables, keys
-and errors are never labels. All series of a stream exist from its first moment, so that a rate over them has a start.
+and errors are never labels. All series of a stream exist from its first moment, so that a rate over them has a start;
+those of a `LateGauge` exist once their value is known.
 """
 
 from __future__ import annotations
@@ -40,6 +41,18 @@ disable_created_metrics()  # type: ignore[no-untyped-call]
 
 
 @dataclass(frozen=True, slots=True)
+class LateGauge:
+    """A stream's gauge that has no series before its value is known: 0 would say that nothing is left to do."""
+
+    _gauge: Gauge
+    _labels: tuple[str, str, str]
+
+    def set(self, value: float) -> None:
+        """The value from now on."""
+        self._gauge.labels(*self._labels).set(value)
+
+
+@dataclass(frozen=True, slots=True)
 class StreamMetrics:
     """One stream's series, ready to be counted on."""
 
@@ -54,11 +67,11 @@ class StreamMetrics:
     ack_seconds: Histogram
     checkpoint_commit_seconds: Histogram
     checkpoint_last_commit_timestamp_seconds: Gauge
-    backfill_rows_total_estimate: Gauge
-    backfill_rows_remaining: Gauge
-    backfill_eta_seconds: Gauge
+    backfill_rows_total_estimate: LateGauge
+    backfill_rows_remaining: LateGauge
+    backfill_eta_seconds: LateGauge
     source_lag_seconds: Gauge
-    source_lag_rows: Gauge
+    source_lag_rows: LateGauge
     source_throttle_factor: Gauge
     rate_limit_wait_seconds: Counter
     gap_holes_open: Gauge
@@ -123,15 +136,20 @@ class Metrics:
             "checkpoint_last_commit_timestamp_seconds", "When the last checkpoint was written, since 1970."
         )
         self.backfill_rows_total_estimate = gauge(
-            "backfill_rows_total_estimate", "About how many rows the snapshot has in all."
+            "backfill_rows_total_estimate", "About how many rows the snapshot has in all; absent while unknown."
         )
         self.backfill_rows_remaining = gauge(
-            "backfill_rows_remaining", "About how many rows of the splits that this process runs are still to come."
+            "backfill_rows_remaining",
+            "About how many rows of the splits that this process runs are still to come; absent while unknown.",
         )
-        self.backfill_eta_seconds = gauge("backfill_eta_seconds", "About how long the rest will take.")
+        self.backfill_eta_seconds = gauge(
+            "backfill_eta_seconds", "About how long the rest will take; absent while unknown."
+        )
         self.splits = gauge("splits", "Splits by state.", "state")
         self.source_lag_seconds = gauge("source_lag_seconds", "Time since the source's end was seen: the topic's age.")
-        self.source_lag_rows = gauge("source_lag_rows", "About how many rows the source is ahead of the topic.")
+        self.source_lag_rows = gauge(
+            "source_lag_rows", "About how many rows the source is ahead of the topic; absent while unknown."
+        )
         self.source_throttle_factor = gauge(
             "source_throttle_factor", "1: the source is read at full speed; less after errors and slow answers."
         )
@@ -169,11 +187,11 @@ class Metrics:
             ack_seconds=self.ack_seconds.labels(*labels),
             checkpoint_commit_seconds=self.checkpoint_commit_seconds.labels(*labels),
             checkpoint_last_commit_timestamp_seconds=self.checkpoint_last_commit_timestamp_seconds.labels(*labels),
-            backfill_rows_total_estimate=self.backfill_rows_total_estimate.labels(*labels),
-            backfill_rows_remaining=self.backfill_rows_remaining.labels(*labels),
-            backfill_eta_seconds=self.backfill_eta_seconds.labels(*labels),
+            backfill_rows_total_estimate=LateGauge(self.backfill_rows_total_estimate, labels),
+            backfill_rows_remaining=LateGauge(self.backfill_rows_remaining, labels),
+            backfill_eta_seconds=LateGauge(self.backfill_eta_seconds, labels),
             source_lag_seconds=self.source_lag_seconds.labels(*labels),
-            source_lag_rows=self.source_lag_rows.labels(*labels),
+            source_lag_rows=LateGauge(self.source_lag_rows, labels),
             source_throttle_factor=self.source_throttle_factor.labels(*labels),
             rate_limit_wait_seconds=self.rate_limit_wait_seconds.labels(*labels),
             gap_holes_open=self.gap_holes_open.labels(*labels),

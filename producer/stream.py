@@ -426,7 +426,9 @@ class Stream:
             self._show_status()
             if self._left is not None:
                 seconds, rows = time.monotonic() - rate_from[0], status.rows_acked - rate_from[1]
-                if rows and seconds:
+                if not self._left:
+                    metrics.backfill_eta_seconds.set(0)
+                elif rows and seconds:
                     metrics.backfill_eta_seconds.set(self._left / (rows / seconds))
             rate_from = (time.monotonic(), status.rows_acked)
             await asyncio.sleep(WATCH_INTERVAL_S)

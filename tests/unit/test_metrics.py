@@ -36,6 +36,9 @@ CONTRACT = [
     "producer_build_info",
 ]
 
+#: The gauges that have no value before it is known.
+LATE = ["backfill_rows_total_estimate", "backfill_rows_remaining", "backfill_eta_seconds", "source_lag_rows"]
+
 
 @pytest.fixture
 def metrics() -> Metrics:
@@ -43,6 +46,8 @@ def metrics() -> Metrics:
     stream = metrics.stream("events", "shop", "shop.events")
     stream.state("running")
     stream.splits({"running": 2})
+    for late in LATE:
+        getattr(stream, late).set(5)
     stream.retried("SourceUnavailableError")
     stream.dead_letter("RecordTooLargeError")
     return metrics
@@ -95,3 +100,11 @@ def test_the_same_stream_has_the_same_series(metrics: Metrics) -> None:
 
 def test_the_process_and_its_garbage_collector_are_measured(metrics: Metrics) -> None:
     assert {"process_resident_memory_bytes", "python_gc_collections_total"} <= set(samples(metrics))
+
+
+@pytest.mark.parametrize("name", LATE)
+def test_what_is_unknown_has_no_series_rather_than_0(metrics: Metrics, name: str) -> None:
+    quiet = metrics.stream("quiet", "shop", "shop.quiet")
+    assert [labels["stream"] for labels, _ in samples(metrics)[f"producer_{name}"]] == ["events"]
+    getattr(quiet, name).set(0)
+    assert {labels["stream"] for labels, _ in samples(metrics)[f"producer_{name}"]} == {"events", "quiet"}

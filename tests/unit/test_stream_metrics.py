@@ -5,11 +5,14 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from dataclasses import replace
 
 import pytest
 
 from producer import stream as streams
+from producer.config import StreamConfig
 from producer.errors import AuthenticationError, RateLimitedError
+from producer.model import Checkpoint, Dataset
 from producer.service import Service
 from tests.unit.engine import MemoryStore, ScriptedSource, ScriptedWriter, service_of
 
@@ -101,3 +104,35 @@ async def test_waiting_for_a_rate_limit_is_counted() -> None:
     async with running(service):
         await until(lambda: value(service, "rate_limit_wait_seconds_total") >= 0.01)
         assert value(service, "retries_total", reason="RateLimitedError") == 1
+
+
+class Unknowing(ScriptedSource):
+    """A source that cannot tell how much there is, until `tells`."""
+
+    tells: int | None = None
+
+    async def describe(self, stream: StreamConfig) -> Dataset:
+        return replace(await super().describe(stream), rows_estimate=None)
+
+    async def remaining(self, stream: StreamConfig, dataset: Dataset, checkpoint: Checkpoint) -> int | None:
+        return self.tells
+
+
+async def test_an_unknown_rest_and_time_to_go_have_no_value() -> None:
+    source, writer = Unknowing(30), Silent()
+    service = service_of({"a": source}, {"a": writer}, MemoryStore())
+
+    def left(name: str) -> float | None:
+        labels = {"stream": "a", "source": "a", "topic": "a.a"}
+        return service._metrics.registry.get_sample_value(f"producer_{name}", labels)
+
+    async with running(service):
+        await until(lambda: value(service, "inflight_records") == 30)
+        known = [left(f"backfill_{name}") for name in ("rows_total_estimate", "rows_remaining", "eta_seconds")]
+        assert known == [None, None, None]
+        source.tells = 70
+        await until(lambda: left("backfill_rows_remaining") == 70)
+        assert left("backfill_eta_seconds") is None  # nothing has been acknowledged: no rate
+        source.tells = 0
+        await until(lambda: left("backfill_eta_seconds") == 0)
+        writer.answers()
