@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from producer.errors import ConfigError, PermanentError, SourceUnavailableError, TransientError
-from producer.model import Checkpoint, KeyPosition, OffsetPosition, checkpoint_from_json, checkpoint_to_json
+from producer.model import Between, Checkpoint, KeyPosition, OffsetPosition, checkpoint_from_json, checkpoint_to_json
 from producer.sources.telegram import TelegramSource
 from producer.sources.telegram.offset_reader import OffsetReader
 from tests.mtproto import Chat, Fault, Server, World, made_chat
@@ -182,6 +182,13 @@ async def test_what_a_chat_cannot_do_is_refused_by_offset_too(option: dict[str, 
     async with Server(World([demo(5)])) as server, open_source(server) as source:
         with pytest.raises(ConfigError, match=error):
             await source.describe(offset_stream(**option))
+
+
+async def test_a_replay_by_offset_is_refused() -> None:
+    async with Server(World([demo(5)])) as server, open_source(server) as source:
+        dataset = await source.describe(offset_stream())
+        with pytest.raises(ConfigError, match="an OFFSET stream cannot read a range of messages"):
+            await source.replay(offset_stream(), dataset, "replay-1", Between("id", 1, 2))
 
 
 @pytest.mark.parametrize("mode", ["tail", "snapshot_then_tail"])

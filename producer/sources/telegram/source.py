@@ -195,7 +195,7 @@ class TelegramSource:
         """A reader of one split; its requests take turns with those of all other readers of the account."""
         downloads = Downloads(self.account, self._config) if Downloads.wanted(self._config) else None
         enrich = downloads.enrich if downloads else None
-        if stream.traversal == "OFFSET" and not split.is_replay:
+        if stream.traversal == "OFFSET":
             counting = OffsetReader(
                 self.account,
                 stream.name,
@@ -235,6 +235,9 @@ class TelegramSource:
 
     async def replay(self, stream: StreamConfig, dataset: Dataset, split_id: str, wanted: Between) -> Split:
         """Message ids or, with column ``date``, times (ISO 8601; without an offset UTC) of the chat itself."""
+        if stream.traversal == "OFFSET":
+            message = f"stream {stream.name!r}, replay: an OFFSET stream cannot read a range of messages"
+            raise ConfigError(message, hint="use ID_RANGE")
         *_, chat = await self.succession(stream)
         top = (await history.top(self.account, chat))[0]
         first, last = (None if end is None else str(end) for end in (wanted.first, wanted.last))
