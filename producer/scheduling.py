@@ -106,6 +106,7 @@ class SplitSchedule:
             progress = next((p for p in self._splits if not p.checkpoint.split.is_replay), None)
         read = all(p.checkpoint.done for p in self._splits)
         if self._config.mode == "snapshot" and read and progress is not None:
+            progress.halt = False  # it may have come to its end before it was divided
             await self._run_split(progress, over=True)
 
     async def _run_split(self, progress: SplitProgress, *, over: bool = False) -> None:

@@ -38,7 +38,6 @@ class Received:
 
     dataset: Dataset
     dead_lettered: Callable[[str], None]
-    told: Callable[[], None]
     rows: list[dict[str, Any]] = field(default_factory=list)
     letters: list[dict[str, Any]] = field(default_factory=list)
 
@@ -52,7 +51,6 @@ class Received:
         for rejected in prepared.page.rejected:
             self.letters.append(rejected.columns.to_pylist()[0] | dict(rejected.others))
             self.dead_lettered(type(rejected.error).__name__)
-        self.told()
         future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         future.set_result(None)
         return future
@@ -63,12 +61,11 @@ class Received:
 
 @dataclass
 class Runs:
-    """Runs of the same streams, one after the other: their checkpoints stay. `told` is called at each page."""
+    """Runs of the same streams, one after the other: their checkpoints stay."""
 
     url: str
     streams: Sequence[Mapping[str, Any]]
     store: MemoryStore = field(default_factory=MemoryStore)
-    told: Callable[[str], None] = lambda stream: None
     received: dict[str, Received] = field(default_factory=dict)
     metrics: Metrics = field(default_factory=Metrics)
 
@@ -85,8 +82,7 @@ class Runs:
         async def open_writer(
             stream: StreamConfig, dataset: Dataset, unit: str, dead_lettered: Callable[[str], None]
         ) -> Received:
-            found = Received(dataset, dead_lettered, lambda: self.told(stream.name))
-            return self.received.setdefault(stream.name, found)
+            return self.received.setdefault(stream.name, Received(dataset, dead_lettered))
 
         async def parts(config: Config, run_id: str) -> Parts:
             source = SqlSource(SqlConfig(url=SecretStr(self.url)))

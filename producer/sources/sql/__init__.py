@@ -193,6 +193,8 @@ class SqlSource:
 
     async def null_keys(self, stream: StreamConfig, named: int = 10) -> NullKeys:
         selection = await self._selection(stream)
+        if not nulls.nullable_columns(selection, stream.traversal):
+            return NullKeys({})
         async with self._searching(selection, stream) as session:
             return await nulls.count(session, self._database, selection, stream, named)
 
