@@ -7,8 +7,7 @@ before the first row. Nothing of what these are for is used here.
 from __future__ import annotations
 
 import contextlib
-import threading
-from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -114,21 +113,6 @@ class Connection:
         finally:
             if self._owned is not None:
                 self._owned.close()
-
-
-def connector(open_database: Callable[[], AdbcDatabase]) -> Callable[[], Connection]:
-    """Makes connections of one database object, which costs the driver a look at the server's whole type catalog
-    (megabytes and tens of milliseconds); a connection of it costs almost nothing. Safe to use from any thread."""
-    lock = threading.Lock()
-    found: list[AdbcDatabase] = []
-
-    def connect() -> Connection:
-        with lock:
-            if not found:
-                found.append(open_database())
-        return Connection(found[0], shared=True)
-
-    return connect
 
 
 def tuples(table: pa.Table) -> list[tuple[Any, ...]]:

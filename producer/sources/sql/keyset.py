@@ -80,6 +80,7 @@ def select(table: Table, stream: StreamConfig, lexis: Lexis) -> Selection:
     for name, _ in order:
         if not table.column(name).sortable:
             raise ConfigError(f"{what}: column {name!r} of type {table.column(name).sql_type} cannot order rows")
+    columns = tuple(c if c.name in needed else replace(c, position="") for c in columns)
     where, params = _where(stream, what, lexis)
     ordered = {name for name, _ in order}
     # By comparison with a key no null is reached, by counting one is; and a unique index may hold many of them.
@@ -157,9 +158,9 @@ def within(selection: Selection, between: Between | None, mark: str) -> Selectio
     name, value = column.compared[0] or f"t.{quote(column.name, mark)}", column.compared[1]
     ends = {"__first": (">=", between.first), "__last": ("<=", between.last)}
     params = {param: end for param, (_, end) in ends.items() if end is not None}
-    conditions = [f"{name} {ends[param][0]} {value.format(f':{param}')}" for param in params]
+    conditions = [f"{name} {column.operator(ends[param][0])} {value.format(f':{param}')}" for param in params]
     where = " AND ".join([*([f"({selection.where}\n)"] if selection.where else []), *conditions])
-    types = {**selection.types, **dict.fromkeys(params, column.sql_type)}
+    types = {**selection.types, **dict.fromkeys(params, column.cast or column.sql_type)}
     return replace(selection, where=where, params={**selection.params, **params}, types=types)
 
 
@@ -202,7 +203,8 @@ def offset_query(selection: Selection, skip: int, limit: int, *, mark: str, defe
     inner = " ".join(["SELECT", ", ".join(f"t.{name}" for name in names), "FROM", selection.table.source, "t"])
     inner += _where_text(selection, [])
     inner += f"{_order_by(selection, mark)} LIMIT {limit:d} OFFSET {skip:d}"
-    pairs = " AND ".join(f"t.{name} = k.{name}" for name in names)
+    equal = (selection.table.column(name).operator("=") for name in joined)
+    pairs = " AND ".join(f"t.{name} {sign} k.{name}" for name, sign in zip(names, equal, strict=True))
     sql = ["SELECT", select_list(selection.columns), "FROM", selection.table.source, f"t JOIN ({inner}) k ON {pairs}"]
     # A limit once more, by which a dialect can ask for fewer of the rows.
     ordered = " ".join(sql) + f"{_order_by(selection, mark)} LIMIT {limit:d}"
@@ -243,9 +245,10 @@ def _order_by(selection: Selection, mark: str) -> str:
 
 
 def select_list(columns: tuple[Column, ...]) -> str:
-    """What a SELECT of `columns` names: they, and their guards after them."""
+    """What a SELECT of `columns` names: they, their guards, and the texts of their positions."""
     guards = (column.guard for column in columns if column.guard)
-    return ", ".join([*(column.select for column in columns), *guards])
+    positions = (column.position for column in columns if column.position)
+    return ", ".join([*(column.select for column in columns), *guards, *positions])
 
 
 def _bounds(
@@ -256,28 +259,34 @@ def _bounds(
     mark: str,
     row_values: bool,
 ) -> list[str]:
-    names = [f"t.{quote(name, mark)}" for name in selection.order_names]
     found = []
     if lower is not None:
-        found.append(_compare(names, ">", "lower", row_values))
+        found.append(_compare(selection.order_columns, ">", "lower", mark, row_values))
     if upper is not None:
-        found.append(_compare(names, "<=", "upper", row_values))
+        found.append(_compare(selection.order_columns, "<=", "upper", mark, row_values))
     return found
 
 
-def _compare(names: list[str], operator: str, side: str, row_values: bool) -> str:
-    """``(a, b) > (:lower0, :lower1)``, or the same spelled out for databases that do not use an index for it."""
-    params = [f":__{side}{i}" for i in range(len(names))]
-    if len(names) == 1:
-        return f"{names[0]} {operator} {params[0]}"
-    if row_values:
-        return f"({', '.join(names)}) {operator} ({', '.join(params)})"
+def _compare(columns: Sequence[Column], sign: str, side: str, mark: str, row_values: bool) -> str:
+    """``(a, b) > (:lower0, :lower1)``, or the same spelled out for databases that do not use an index for it, and for
+    columns whose comparisons are not written the same way."""
+    params = [f":__{side}{i}" for i in range(len(columns))]
+    names = [f"t.{quote(column.name, mark)}" for column in columns]
+    operators = {column.operator(sign) for column in columns}
+    if len(operators) == 1 and len(columns) > 1 and row_values:
+        return f"({', '.join(names)}) {operators.pop()} ({', '.join(params)})"
+
+    def compare(i: int, sign: str) -> str:
+        return f"{names[i]} {columns[i].operator(sign)} {params[i]}"
+
+    last = len(columns) - 1
+    text = compare(last, sign)
+    if not last:
+        return text
     # a >= :a AND (a > :a OR (a = :a AND b > :b)): the first part is what an index range is made from.
-    strict = operator[0]
-    text = f"{names[-1]} {operator} {params[-1]}"
-    for name, param in zip(reversed(names[:-1]), reversed(params[:-1]), strict=True):
-        text = f"({name} {strict} {param} OR ({name} = {param} AND {text}))"
-    return f"{names[0]} {strict}= {params[0]} AND {text}"
+    for i in reversed(range(last)):
+        text = f"({compare(i, sign[0])} OR ({compare(i, '=')} AND {text}))"
+    return f"{compare(0, sign[0] + '=')} AND {text}"
 
 
 def _bound_params(
@@ -309,7 +318,7 @@ def _where_text(selection: Selection, conditions: Sequence[str]) -> str:
 def _types(selection: Selection) -> dict[str, str]:
     """The SQL types of all parameters that a query may have: the user's, and both ends of a range of keys."""
     ends = {
-        f"__{side}{i}": column.sql_type
+        f"__{side}{i}": column.cast or column.sql_type
         for side in ("lower", "upper")
         for i, column in enumerate(selection.order_columns)
     }
@@ -398,7 +407,8 @@ def tied_query(selection: Selection, key: tuple[KeyScalar, ...] | None, skip: in
     """A row where several rows have `key` to the database, or (without one) where the two after `skip` rows have the
     same; no row where not. Grouping takes nulls for the same, and what the columns' collations do."""
     names = [f"t.{quote(name, mark)}" for name in selection.order_names]
-    equal = [f"{name} = :__lower{i}" for i, name in enumerate(names)]
+    signs = [column.operator("=") for column in selection.order_columns]
+    equal = [f"{name} {sign} :__lower{i}" for i, (name, sign) in enumerate(zip(names, signs, strict=True))]
     tail = " LIMIT 2" if key is not None else f"{_order_by(selection, mark)} LIMIT 2 OFFSET {skip:d}"
     columns = tuple(
         Column(c.name, c.field, name, c.sql_type) for c, name in zip(selection.order_columns, names, strict=True)

@@ -46,6 +46,10 @@ _DECIMAL = 9
 _ALL, _CUT, _REFUSED = 0, 1, 2
 
 
+#: Whatever defaults the role has: a serializable transaction may wait, or fail on a replica.
+BEGIN = "BEGIN ISOLATION LEVEL READ COMMITTED READ ONLY"
+
+
 class LibpqError(Exception):
     """What libpq or the server says; `sqlstate` is '' where the server did not speak."""
 
@@ -224,7 +228,7 @@ class CopyConnection:
     def _begin(self) -> None:
         if not self._begun:
             self._begun = True  # also where it fails: the rollback then finds that the connection is broken
-            self._run("BEGIN")
+            self._run(BEGIN)
 
     def commit(self) -> None:
         if self._begun:

@@ -19,7 +19,6 @@ from datetime import date
 from functools import partial
 from typing import Any, TypeVar
 
-import adbc_driver_postgresql
 import pyarrow as pa
 from adbc_driver_manager import Error
 
@@ -28,19 +27,21 @@ from producer.errors import ConfigError, EncodeError, SchemaChangedError, Source
 from producer.holes import Snapshot
 from producer.identity import Identity
 from producer.model import KeyScalar
+from producer.postgres import pin
 from producer.postgres_urls import PostgresUrl
 from producer.sources.sql import libpq, postgres_scan, postgres_types, postgres_values
-from producer.sources.sql.adbc import Connection, Result, connector, tuples
-from producer.sources.sql.arrow import part, read_rows
+from producer.sources.sql.adbc import Connection, Result, tuples
+from producer.sources.sql.arrow import Unreadable, part, read_rows
 from producer.sources.sql.lexis import Lexis
 from producer.sources.sql.libpq import CopyConnection, LibpqError
 from producer.sources.sql.names import bind_named, quote, split_name
 from producer.sources.sql.origin import postgres_origin
 from producer.sources.sql.pool import C, Lease, Pool
 from producer.sources.sql.postgres_catalog import Run, parameter_types, reflect, shape_query
+from producer.sources.sql.postgres_driver import Driver
 from producer.sources.sql.postgres_errors import translate
+from producer.sources.sql.postgres_keys import key_at, key_value, position_text, shown
 from producer.sources.sql.postgres_notify import listening
-from producer.sources.sql.scalars import key_of, key_scalar
 from producer.sources.sql.table import (
     MAX_RESULT_BYTES,
     PUT_BACK_HOURS,
@@ -56,8 +57,15 @@ from producer.sources.sql.threads import STOP_GRACE_S, in_thread
 
 T = TypeVar("T")
 
-_DATABASE = "SELECT current_database()::text, has_function_privilege('pg_catalog.pg_control_system()', 'EXECUTE')"
-_SYSTEM = "SELECT system_identifier::text FROM pg_catalog.pg_control_system()"
+_DATABASE = """
+SELECT pg_catalog.current_database()::pg_catalog.text,
+       pg_catalog.has_function_privilege('pg_catalog.pg_control_system()', 'EXECUTE')
+"""
+_SYSTEM = "SELECT system_identifier::pg_catalog.text FROM pg_catalog.pg_control_system()"
+_SNAPSHOT = """
+SELECT pg_catalog.pg_snapshot_xmin(s)::pg_catalog.text, pg_catalog.pg_snapshot_xmax(s)::pg_catalog.text
+FROM pg_catalog.pg_current_snapshot() s
+"""
 
 _SAMPLE_ROWS = 20_000
 _SAMPLE_FROM_ROWS = 200_000  # below this many rows all keys are looked at
@@ -84,7 +92,8 @@ class PostgresDatabase:
         self._copies = None if found is None else Pool(lambda: CopyConnection(found, uri), LibpqError, keep=_KEPT)
         # Where pages are read by COPY, the driver's connections are for what is asked now and then.
         keep = _KEPT if found is None else _KEPT_ASIDE
-        self._pool = Pool(connector(lambda: adbc_driver_postgresql.connect(uri)), Error, keep=keep)
+        self._driver = Driver(uri)
+        self._pool = Pool(self._driver.connect, Error, keep=keep)
         self._meta = self.session()
         self._seed = random.getrandbits(62)
 
@@ -109,7 +118,7 @@ class PostgresDatabase:
         )
 
     def session(self) -> PostgresSession:
-        return PostgresSession(self._options, self._url, self._executor, self._pool, self._copies)
+        return PostgresSession(self._options, self._url, self._executor, self._driver, self._pool, self._copies)
 
     async def table(self, name: str, *, decimal: str | None) -> Table:
         path = split_name(name, fold=str.lower)
@@ -188,12 +197,14 @@ class PostgresSession:
         options: Options,
         url: PostgresUrl,
         executor: Executor,
+        driver: Driver,
         pool: Pool[Connection],
         copies: Pool[CopyConnection] | None,
     ) -> None:
         self._options = options
         self._url = url
         self._executor = executor
+        self._driver = driver
         self._pool = pool
         self._copies = copies
 
@@ -204,13 +215,14 @@ class PostgresSession:
             if error.row is not None:  # it is known which
                 raise
             found = error
-        work = partial(_isolated, self._options, self._url, query, found)
+        work = partial(_isolated, self._options, self._url, self._driver, query, found)
         return await self._run(self._pool, work, statements=_ATTEMPTS)
 
     async def _fetch(self, query: Query) -> Rows:
         form = None
         if self._copies is not None and not any(column.guard for column in query.columns):
-            form = libpq.columns_form([(column.wire, column.field.type) for column in query.columns])
+            wires = [(column.wire, column.field.type) for column in query.columns]
+            form = libpq.columns_form([*wires, *(("text", field.type) for field in _position_fields(query))])
         if self._copies is not None and form is not None:
             found = await self._run(self._copies, partial(_copied, self._options, query, form))
             if found is not None:
@@ -218,10 +230,10 @@ class PostgresSession:
         return await self.run(partial(_fetched, self._options, query))
 
     async def keys(self, query: Query) -> list[tuple[KeyScalar, ...]]:
-        batch = (await self.fetch(query)).batch
-        fields = list(batch.schema)
-        columns = [[key_scalar(field, value) for value in batch.column(i)] for i, field in enumerate(fields)]
-        return list(zip(*columns, strict=True))
+        """Also those whose rows have no form in Avro."""
+        names = tuple(column.name for column in query.columns)
+        rows = await self.fetch(replace(query, key=names, salvage=True))
+        return [rows.key_at(row) for row in range(rows.count)]
 
     async def estimate(self, query: Query) -> tuple[int, int] | None:
         def work(connection: Connection) -> tuple[int, int]:
@@ -232,8 +244,7 @@ class PostgresSession:
         return await self.run(work)
 
     async def snapshot(self) -> Snapshot | None:
-        sql = "SELECT pg_snapshot_xmin(s)::text, pg_snapshot_xmax(s)::text FROM pg_current_snapshot() s"
-        ((least, end),) = await self.run(lambda connection: _rows(connection, sql))
+        ((least, end),) = await self.run(lambda connection: _rows(connection, _SNAPSHOT))
         return Snapshot(int(least), int(end))
 
     async def close(self) -> None:
@@ -241,7 +252,12 @@ class PostgresSession:
 
     async def run(self, work: Callable[[Connection], T]) -> T:
         """`work` with a connection of the driver, in a thread, as one transaction."""
-        return await self._run(self._pool, work)
+
+        def begun(connection: Connection) -> T:
+            self._driver.begin(connection)
+            return work(connection)
+
+        return await self._run(self._pool, begun)
 
     async def _run(self, pool: Pool[C], work: Callable[[C], T], *, statements: int = 1) -> T:
         """`statements` is how many of them may need all of their time."""
@@ -262,12 +278,13 @@ class PostgresSession:
 
 @contextlib.contextmanager
 def _transaction(run: Run, options: Options, query: Query) -> Iterator[tuple[str, str]]:
-    """Makes the transaction read-only, sets its timeout and the query's values; yields the SQL that reads them, and
-    the shape of the table it watches, which is locked against changes from then on until the transaction's end."""
+    """Makes the transaction read-only, pins its settings, sets its timeout and the query's values; yields the SQL that
+    reads them, and the shape of the table it watches, which is locked against changes from then on until the
+    transaction's end."""
     names = _given(query)
-    settings = ["set_config('transaction_read_only', 'on', true)", "set_config('TimeZone', 'UTC', true)"]
-    settings.append("set_config('statement_timeout', $1, true)")
-    settings += [f"set_config('producer.p{i}', ${i + 2}, true)" for i in range(len(names))]
+    settings = [pin(), "pg_catalog.set_config('transaction_read_only', 'on', true)"]
+    settings.append("pg_catalog.set_config('statement_timeout', $1, true)")
+    settings += [f"pg_catalog.set_config('producer.p{i}', ${i + 2}, true)" for i in range(len(names))]
     values = [f"{round(options.statement_timeout_s * 1000)}", *(_setting(query.params[name]) for name in names)]
     shape = "''"
     if query.watched is not None:  # the locks of a statement are there before it sees anything
@@ -324,14 +341,26 @@ def _rows(connection: Connection, sql: str, values: Sequence[Any] = ()) -> list[
 
 def _copied(options: Options, query: Query, form: bytes, connection: CopyConnection) -> Rows | None:
     """A page straight from the wire; None where a value has no form in its column's type: `_fetched` names it."""
-    schema = pa.schema([column.field for column in query.columns])
+    schema = pa.schema([*(column.field for column in query.columns), *_position_fields(query)])
     with _transaction(connection.rows, options, query) as (sql, shape):
         if _has_changed(query, shape):
             return _no_rows(query, shape)
         found = connection.copy(sql, schema, form, MAX_RESULT_BYTES)
     if found is None:
         return None
-    return Rows(found.batch, partial(key_of, found.batch, query.key), found.cut, shape=shape)
+    count = len(query.columns)
+    batch = found.batch.select(range(count)) if len(schema) > count else found.batch
+    positions = dict(zip(_positioned(query), found.batch.columns[count:], strict=True))
+    return Rows(batch, partial(key_at, batch, positions, query.key), found.cut, shape=shape)
+
+
+def _positioned(query: Query) -> list[str]:
+    """The columns whose texts for positions come at the end of a row."""
+    return [column.name for column in query.columns if column.position]
+
+
+def _position_fields(query: Query) -> list[pa.Field]:
+    return [pa.field(f"position of {name}", pa.string()) for name in _positioned(query)]
 
 
 def _fetched(options: Options, query: Query, connection: Connection) -> Rows:
@@ -343,11 +372,14 @@ def _fetched(options: Options, query: Query, connection: Connection) -> Rows:
     return replace(_page(result, query), shape=shape)
 
 
-def _isolated(options: Options, url: PostgresUrl, query: Query, error: EncodeError, connection: Connection) -> Rows:
+def _isolated(
+    options: Options, url: PostgresUrl, driver: Driver, query: Query, error: EncodeError, connection: Connection
+) -> Rows:
     """A page with a value that cannot be read: see `postgres_values.isolate`."""
 
     def read(sql: str) -> Result:
         try:
+            driver.begin(connection)
             with _translated(url), _transaction(partial(_rows, connection), options, query) as (_, shape):
                 if _has_changed(query, shape):
                     raise SchemaChangedError("the table has changed while a value of it was looked for")
@@ -392,34 +424,43 @@ def _page(result: Result, query: Query) -> Rows:
     table = result.table
     found = {column.name: _whole(table.column(i)) for i, column in enumerate(query.columns)}
     guarded = [column.name for column in query.columns if column.guard]
-    guards = {name: _whole(values) for name, values in zip(guarded, table.columns[len(query.columns) :], strict=True)}
+    more = [_whole(values) for values in table.columns[len(query.columns) :]]
+    guards = dict(zip(guarded, more, strict=False))  # and after them the positions
+    positions = dict(zip(_positioned(query), more[len(guarded) :], strict=True))
+    keys = {column.name: column for column in query.columns if column.name in query.key}
 
-    def shown(column: Column, row: int) -> str:
+    def show(column: Column, row: int) -> str:
         odd = guards[column.name][row] if column.guard else None
-        return _shown(odd if odd is not None and odd.is_valid else found[column.name][row])
+        return shown(odd if odd is not None and odd.is_valid else found[column.name][row])
 
     def convert(column: Column, start: int, stop: int) -> pa.Array:
         if column.guard:
             postgres_types.refuse_odd_arrays(guards[column.name].slice(start, stop - start))
         return postgres_types.convert(column, part(found[column.name], start, stop))
 
-    return read_rows(query, table.num_rows, convert, shown, cut=result.cut)
+    def key_of_row(row: int) -> tuple[KeyScalar, ...]:
+        return tuple(
+            position_text(name, positions[name], row)
+            if name in positions
+            else _key_value(keys[name], found[name].slice(row, 1))
+            for name in query.key
+        )
+
+    return read_rows(query, table.num_rows, convert, show, cut=result.cut, key_at=key_of_row)
+
+
+def _key_value(column: Column, found: pa.Array) -> KeyScalar:
+    """Of an array of one value: the value, or what the driver has of it where it has no form in the column's type."""
+    try:
+        return key_value(column.field, postgres_types.convert(column, found)[0])
+    except Unreadable:
+        return shown(found[0])
 
 
 def _whole(values: pa.ChunkedArray) -> pa.Array:
     if values.num_chunks == 1:
         return values.chunk(0)
     return pa.concat_arrays(values.chunks) if values.num_chunks else pa.array([], values.type)
-
-
-def _shown(value: pa.Scalar[Any]) -> str:
-    """One value as text; an infinite date or timestamp as the driver's number for it."""
-    try:
-        return str(value)
-    except (ValueError, OverflowError):
-        if isinstance(value, pa.ListScalar):
-            return f"[{', '.join(_shown(item) for item in value.values)}]"
-        return str(value.cast(pa.int32() if value.type == pa.date32() else pa.int64()))
 
 
 def _libpq_uri(url: PostgresUrl, options: Options) -> str:

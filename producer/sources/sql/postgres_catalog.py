@@ -8,21 +8,28 @@ from dataclasses import replace
 from typing import Any
 
 from producer.errors import ConfigError
+from producer.postgres import CATALOG_PATH, pin
 from producer.sources.sql import postgres_types
 from producer.sources.sql.names import nearest_table, quote
+from producer.sources.sql.postgres_keys import KeyType, as_key
 from producer.sources.sql.postgres_types import TypeInfo
 from producer.sources.sql.table import Column, Table
 
 #: Runs SQL with ``$1``, ``$2``... and gives the rows.
 Run = Callable[[str, Sequence[Any]], list[tuple[Any, ...]]]
 
+#: Along the role's own search path, which is why all else has its schema.
 _TABLE = """
-SELECT c.oid::int8, n.nspname::text, c.relname::text, c.relkind IN ('v', 'm', 'f'),
-       coalesce(obj_description(c.oid, 'pg_class'), ''), c.relhassubclass AND c.relkind <> 'p',
-       CASE WHEN c.relkind IN ('r', 'p') THEN has_column_privilege(c.oid, 'xmin', 'SELECT') ELSE true END,
-       row_security_active(c.oid), quote_ident(current_user)
-FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
-WHERE c.oid = to_regclass($1) AND c.relkind IN ('r', 'p', 'v', 'm', 'f')
+SELECT c.oid::pg_catalog.int8, n.nspname::pg_catalog.text, c.relname::pg_catalog.text,
+       c.relkind OPERATOR(pg_catalog.=) ANY (ARRAY['v', 'm', 'f']::pg_catalog."char"[]),
+       COALESCE(pg_catalog.obj_description(c.oid, 'pg_class'), ''),
+       c.relhassubclass AND c.relkind OPERATOR(pg_catalog.<>) 'p',
+       CASE WHEN c.relkind OPERATOR(pg_catalog.=) ANY (ARRAY['r', 'p']::pg_catalog."char"[])
+            THEN pg_catalog.has_column_privilege(c.oid, 'xmin', 'SELECT') ELSE true END,
+       pg_catalog.row_security_active(c.oid), pg_catalog.quote_ident(current_user)
+FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid OPERATOR(pg_catalog.=) c.relnamespace
+WHERE c.oid OPERATOR(pg_catalog.=) pg_catalog.to_regclass($1)
+  AND c.relkind OPERATOR(pg_catalog.=) ANY (ARRAY['r', 'p', 'v', 'm', 'f']::pg_catalog."char"[])
 """
 _NAMES = """
 SELECT n.nspname::text, c.relname::text, pg_catalog.pg_table_is_visible(c.oid)
@@ -49,75 +56,115 @@ FROM tree JOIN pg_catalog.pg_class c ON c.oid = tree.oid
 _COLUMNS = """
 SELECT a.attname::text, coalesce(col_description(a.attrelid, a.attnum), ''),
        format_type(a.atttypid, a.atttypmod), a.attndims::int4, a.atttypid::int8, a.atttypmod,
-       has_column_privilege(a.attrelid, a.attnum, 'SELECT')
-FROM pg_catalog.pg_attribute a
+       has_column_privilege(a.attrelid, a.attnum, 'SELECT'), a.attcollation <> 0 OR y.typcollation = 0
+FROM pg_catalog.pg_attribute a JOIN pg_catalog.pg_type y ON y.oid = a.atttypid
 WHERE a.attrelid = $1::oid AND a.attnum > 0 AND NOT a.attisdropped ORDER BY a.attnum
 """
 # With -1, because format_type(..., NULL) and regtype write char(n) and bit(n) as types of length one: they cut values.
 # A true array is the one that its element type names; point, int2vector and others have an element type without that.
+# The operators are those by which ORDER BY sorts: of the default operator class for btree (403) of the type itself, of
+# one that it is the same as in binary form, or of all arrays, enums, ranges, multiranges and composite types.
 _TYPES = """
 WITH RECURSIVE used(oid) AS (
   SELECT a.atttypid FROM pg_catalog.pg_attribute a WHERE a.attrelid = $1::oid AND a.attnum > 0 AND NOT a.attisdropped
   UNION
   SELECT x.oid FROM used JOIN pg_catalog.pg_type p ON p.oid = used.oid,
-    LATERAL (VALUES (p.typbasetype), (p.typelem)) x(oid)
+    LATERAL (
+      VALUES (p.typbasetype), (p.typelem)
+      UNION ALL SELECT r.rngsubtype FROM pg_catalog.pg_range r WHERE r.rngtypid = p.oid
+      UNION ALL SELECT a.atttypid FROM pg_catalog.pg_attribute a
+      WHERE a.attrelid = p.typrelid AND a.attnum > 0 AND NOT a.attisdropped
+    ) x(oid)
   WHERE x.oid <> 0
 )
 SELECT p.oid::int8, p.typname::text, p.typtype::text, p.typbasetype::int8, p.typtypmod, p.typndims::int4,
        CASE WHEN item.typarray = p.oid THEN p.typelem::int8 ELSE 0 END,
        n.nspname = 'pg_catalog', format_type(p.oid, -1),
        coalesce((SELECT array_agg(e.enumlabel::text ORDER BY e.enumsortorder) FROM pg_catalog.pg_enum e
-                 WHERE e.enumtypid = p.oid), '{}')
+                 WHERE e.enumtypid = p.oid), '{}'),
+       coalesce((
+         SELECT array_agg(format('OPERATOR(%I.%s)', s.nspname, o.oprname) ORDER BY m.amopstrategy)
+                || max(c.opcfamily::text)
+         FROM (
+           SELECT d.opcfamily, d.opcintype FROM pg_catalog.pg_opclass d JOIN pg_catalog.pg_type i ON i.oid = d.opcintype
+           WHERE d.opcmethod = 403 AND d.opcdefault AND (
+             d.opcintype = p.oid
+             OR d.opcintype = CASE WHEN p.typcategory = 'A' AND p.typlen = -1 AND p.typelem <> 0 THEN 2277
+                                   WHEN p.typtype = 'e' THEN 3500 WHEN p.typtype = 'r' THEN 3831
+                                   WHEN p.typtype = 'm' THEN 4537 WHEN p.typtype = 'c' THEN 2249 END
+             OR EXISTS (SELECT FROM pg_catalog.pg_cast b WHERE b.castsource = p.oid AND b.casttarget = d.opcintype
+                        AND b.castmethod = 'b' AND b.castcontext = 'i'))
+           ORDER BY d.opcintype = p.oid DESC, i.typispreferred DESC LIMIT 1
+         ) c
+         JOIN pg_catalog.pg_amop m ON m.amopfamily = c.opcfamily AND m.amoplefttype = c.opcintype
+           AND m.amoprighttype = c.opcintype AND m.amoppurpose = 's'
+         JOIN pg_catalog.pg_operator o ON o.oid = m.amopopr JOIN pg_catalog.pg_namespace s ON s.oid = o.oprnamespace
+         HAVING count(*) > 0
+       ), '{}'),
+       coalesce((SELECT array_agg(a.atttypid::int8) FROM pg_catalog.pg_attribute a
+                 WHERE a.attrelid = p.typrelid AND a.attnum > 0 AND NOT a.attisdropped), '{}')
+       || coalesce((SELECT array_agg(r.rngsubtype::int8) FROM pg_catalog.pg_range r WHERE r.rngtypid = p.oid), '{}')
 FROM used JOIN pg_catalog.pg_type p ON p.oid = used.oid JOIN pg_catalog.pg_namespace n ON n.oid = p.typnamespace
   LEFT JOIN pg_catalog.pg_type item ON item.oid = p.typelem
 """
 # An index of another collation than the column's proves nothing where that takes texts for equal that differ.
 _UNIQUE = """
-SELECT array_agg(a.attname::text ORDER BY k.place)
+SELECT array_agg(a.attname::text ORDER BY k.place), array_agg(d.opcfamily::int8 ORDER BY k.place)
 FROM pg_catalog.pg_index i,
-  unnest(i.indkey::int2[], i.indcollation::oid[]) WITH ORDINALITY k(number, collated, place), pg_catalog.pg_attribute a
-  LEFT JOIN pg_catalog.pg_collation c ON c.oid = a.attcollation
+  unnest(i.indkey::int2[], i.indcollation::oid[], i.indclass::oid[])
+    WITH ORDINALITY k(number, collated, class, place), pg_catalog.pg_attribute a
+  LEFT JOIN pg_catalog.pg_collation c ON c.oid = a.attcollation, pg_catalog.pg_opclass d
 WHERE i.indrelid = $1::oid AND i.indisunique AND i.indisvalid AND i.indimmediate AND i.indpred IS NULL
   AND i.indexprs IS NULL AND k.place <= i.indnkeyatts AND a.attrelid = i.indrelid AND a.attnum = k.number
+  AND d.oid = k.class
 GROUP BY i.indexrelid, i.indisprimary, i.indnkeyatts
 HAVING bool_and(a.attnotnull AND (k.collated = a.attcollation OR coalesce(c.collisdeterministic, true)))
 ORDER BY i.indisprimary DESC, i.indnkeyatts, i.indexrelid
 """
-_BUILTIN = 7  # in a row of _TYPES
+_BASE, _BUILTIN = 3, 7  # in a row of _TYPES
+#: text_pattern_ops (of varchar as well) and bpchar_pattern_ops.
+_TEXT_PATTERN, _BPCHAR_PATTERN = 2095, 2097
 _PARAMETERS = """
 SELECT coalesce(array_agg(format_type(p.type, -1) ORDER BY p.place), '{}')
 FROM pg_prepared_statements s, unnest(s.parameter_types) WITH ORDINALITY p(type, place)
 WHERE s.name = 'producer_probe'
 """
 # The columns of the table with the name $1 as a number; and the types that they are made of, with the labels of enums.
+# These are read under the role's own search path, so all names have their schema.
 _SHAPE = """
-SELECT coalesce(sum(hashtextextended(concat_ws('/', a.attnum, a.attname, a.atttypid, a.atttypmod, a.attnotnull), 0)), 0)
-FROM pg_catalog.pg_attribute a WHERE a.attrelid = to_regclass($1) AND a.attnum > 0 AND NOT a.attisdropped
+SELECT COALESCE(pg_catalog.sum(pg_catalog.hashtextextended(
+  pg_catalog.concat_ws('/', a.attnum, a.attname, a.atttypid, a.atttypmod, a.attnotnull), 0)), 0)
+FROM pg_catalog.pg_attribute a WHERE a.attrelid OPERATOR(pg_catalog.=) pg_catalog.to_regclass($1)
+  AND a.attnum OPERATOR(pg_catalog.>) 0 AND NOT a.attisdropped
 """
 _TYPES_SHAPE = """
 WITH RECURSIVE used(oid) AS (
   SELECT a.atttypid FROM pg_catalog.pg_attribute a
-  WHERE a.attrelid = to_regclass($1) AND a.attnum > 0 AND NOT a.attisdropped
+  WHERE a.attrelid OPERATOR(pg_catalog.=) pg_catalog.to_regclass($1)
+    AND a.attnum OPERATOR(pg_catalog.>) 0 AND NOT a.attisdropped
   UNION
-  SELECT x.oid FROM used JOIN pg_catalog.pg_type p ON p.oid = used.oid,
+  SELECT x.oid FROM used JOIN pg_catalog.pg_type p ON p.oid OPERATOR(pg_catalog.=) used.oid,
     LATERAL (VALUES (p.typbasetype), (p.typelem)) x(oid)
-  WHERE x.oid <> 0
+  WHERE x.oid OPERATOR(pg_catalog.<>) 0
 )
-SELECT coalesce(sum(hashtextextended(
-  concat_ws('/', p.oid, p.typtype, p.typbasetype, p.typtypmod, e.enumlabel, e.enumsortorder), 0)), 0)
-FROM used JOIN pg_catalog.pg_type p ON p.oid = used.oid LEFT JOIN pg_catalog.pg_enum e ON e.enumtypid = p.oid
+SELECT COALESCE(pg_catalog.sum(pg_catalog.hashtextextended(pg_catalog.concat_ws(
+  '/', p.oid, p.typtype, p.typbasetype, p.typtypmod, e.enumlabel, e.enumsortorder), 0)), 0)
+FROM used JOIN pg_catalog.pg_type p ON p.oid OPERATOR(pg_catalog.=) used.oid
+  LEFT JOIN pg_catalog.pg_enum e ON e.enumtypid OPERATOR(pg_catalog.=) p.oid
 """
 #: Separates the two in a shape; a table of built-in types has the first alone.
 _AND_TYPES = "/"
 
 
 def reflect(run: Run, name: str, path: tuple[str, ...], decimal: str | None) -> Table:
-    """The table `path`, as `name` wrote it; one name alone is looked up along the search path."""
+    """The table `path`, as `name` wrote it; one name alone is looked up along the role's search path. From then on
+    the settings of the transaction are pinned."""
     found = run(_TABLE, (".".join(quote(part) for part in path),))
     if not found:
         raise _no_such_table(run, name, path)
     oid, schema, table, is_view, comment, inherited, tracked, filtered, user = found[0]
     source = f"{quote(schema)}.{quote(table)}"
+    run(f"SELECT {pin(CATALOG_PATH)}", ())
     ((columns_shape, types_shape),) = run(f"SELECT {_shape(types=False)}, {_shape(types=True)}", (source,))  # first:
     types = {row[0]: row for row in run(_TYPES, (oid,))}  # what changes from here on is seen
     ((loose, partly_foreign),) = run(_LOOSE, (oid,))
@@ -125,13 +172,20 @@ def reflect(run: Run, name: str, path: tuple[str, ...], decimal: str | None) -> 
     def grant(column: str) -> str:
         return f"GRANT SELECT ({column}) ON {source} TO {user}"
 
-    columns = tuple(_column(row, types, loose, decimal, grant) for row in run(_COLUMNS, (oid,)))
-    unique = tuple(tuple(row[0]) for row in run(_UNIQUE, (oid,)))
+    rows = run(_COLUMNS, (oid,))
+    keys = {row[0]: _key_type(row) for row in types.values()}
+    columns = tuple(_column(row, types, keys, loose, decimal, grant) for row in rows)
+    bases = {row[0]: _base(row[4], types) for row in rows}
+    unique = tuple(
+        names
+        for names, families in run(_UNIQUE, (oid,))
+        if all(_proves(family, keys[bases[name]]) for name, family in zip(names, families, strict=True))
+    )
     return Table(
         (schema, table),
         source,
         columns,
-        tuple(names for names in unique if not set(names) & set(loose)),
+        tuple(tuple(names) for names in unique if not set(names) & set(loose)),
         comment,
         is_view or partly_foreign,
         inherited=inherited,
@@ -142,8 +196,8 @@ def reflect(run: Run, name: str, path: tuple[str, ...], decimal: str | None) -> 
 
 
 def _shape(*, types: bool) -> str:
-    columns = f"({_SHAPE})::text"
-    return f"{columns} || '{_AND_TYPES}' || ({_TYPES_SHAPE})::text" if types else columns
+    columns = f"({_SHAPE})::pg_catalog.text"
+    return f"pg_catalog.concat({columns}, '{_AND_TYPES}', ({_TYPES_SHAPE}))" if types else columns
 
 
 def shape_query(table: Table) -> str:
@@ -154,20 +208,41 @@ def shape_query(table: Table) -> str:
 def _column(
     row: tuple[Any, ...],
     types: Mapping[int, tuple[Any, ...]],
+    keys: Mapping[int, KeyType],
     loose: Sequence[str],
     decimal: str | None,
     grant: Callable[[str], str],
 ) -> Column:
-    name, comment, shown, dimensions, oid, modifier, granted = row
+    name, comment, shown, dimensions, oid, modifier, granted, is_collated = row
     info = _type(oid, modifier, dimensions, types)
     column = postgres_types.column(name, info, shown, nullable=name in loose, comment=comment, decimal=decimal)
+    column = as_key(column, _base(oid, types), keys, is_collated=is_collated)
     if granted:
         return column
     return replace(column, refused=f"may not be read by this user: {grant(quote(name))}")
 
 
+def _key_type(row: tuple[Any, ...]) -> KeyType:
+    _, name, kind, base, _, _, item, builtin, _, _, operators, parts = row
+    inner = (oid for oid in (base, item) if oid)
+    family = int(operators[-1]) if operators else 0
+    return KeyType(name, builtin, kind, tuple(operators[:-1]), family, (*inner, *parts))
+
+
+def _base(oid: int, types: Mapping[int, tuple[Any, ...]]) -> int:
+    """The type beneath a domain."""
+    return _base(types[oid][_BASE], types) if types[oid][_BASE] else oid
+
+
+def _proves(family: int, kind: KeyType) -> bool:
+    """Whether a unique index of an operator family says that no two values are equal to the order of the type. Another
+    family may tell values apart that the order takes for equal; those of the text patterns compare bytes."""
+    by_bytes = (_TEXT_PATTERN, _BPCHAR_PATTERN) if kind.builtin and kind.name in ("text", "varchar", "bpchar") else ()
+    return family == kind.family or family in by_bytes
+
+
 def _type(oid: int, modifier: int, dimensions: int, types: Mapping[int, tuple[Any, ...]]) -> TypeInfo:
-    _, name, kind, base, base_modifier, base_dimensions, item, builtin, sql, labels = types[oid]
+    _, name, kind, base, base_modifier, base_dimensions, item, builtin, sql, labels, *_ = types[oid]
     if base:
         return _type(base, base_modifier, base_dimensions, types)
     element = _type(item, modifier, 0, types) if item else None
@@ -187,6 +262,7 @@ def _no_such_table(run: Run, name: str, path: tuple[str, ...]) -> ConfigError:
 
 def parameter_types(run: Run, sql: str, names: Sequence[str]) -> dict[str, str]:
     """The types that PostgreSQL infers for ``$1``... of `sql`, as it would for a prepared statement, by name."""
+    run(f"SELECT {pin()}", ())
     run(f"PREPARE producer_probe AS {sql}", ())
     types = run(_PARAMETERS, ())[0][0]
     run("DEALLOCATE producer_probe", ())

@@ -51,14 +51,13 @@ _PLAIN: Mapping[str, pa.DataType] = {
     "timestamp": pa.timestamp("us"),
     "timestamptz": pa.timestamp("us", tz="UTC"),
 }
-_UNSORTABLE = frozenset({"json", "xml", "point", "line", "lseg", "box", "path", "polygon", "circle", "xid", "cid"})
 _JSON_NAMES = frozenset({"json", "jsonb"})
 _MONEY = pa.decimal128(19, 2)
 
 # What the driver makes of +infinity and -infinity: the wire's extremes moved from 2000 to 1970 (wrapped around).
-_INFINITE_MICROS = -9222425352054775808
-_INFINITE_DAYS = -2147472691
-_DAY_MICROS = 86_400_000_000
+INFINITE_MICROS = -9222425352054775808
+INFINITE_DAYS = -2147472691
+DAY_MICROS = 86_400_000_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,7 +95,7 @@ def column(name: str, info: TypeInfo, shown: str, *, nullable: bool, comment: st
         info.sql,
         guard,
         refused=f"has the pseudo-type {info.sql}, which has no values to read" if info.kind == "p" else "",
-        sortable=not (info.builtin and info.name in _UNSORTABLE) and info.item is None,
+        sortable=info.item is None,
         wire="" if info.item else _wire(ref, select, info),
     )
 
@@ -189,11 +188,11 @@ def _convert(wanted: pa.DataType, values: pa.Array) -> pa.Array:
     if pa.types.is_decimal(wanted):
         return _to_decimal(wanted, values)
     if pa.types.is_timestamp(wanted):
-        _refuse_outside(values.view(pa.int64()), "an infinite timestamp", above=_INFINITE_MICROS)
+        _refuse_outside(values.view(pa.int64()), "an infinite timestamp", above=INFINITE_MICROS)
     elif pa.types.is_date32(wanted):
-        _refuse_outside(values.view(pa.int32()), "an infinite date", above=_INFINITE_DAYS)
+        _refuse_outside(values.view(pa.int32()), "an infinite date", above=INFINITE_DAYS)
     elif pa.types.is_time64(wanted):
-        _refuse_outside(values.view(pa.int64()), "the time 24:00:00", below=_DAY_MICROS)
+        _refuse_outside(values.view(pa.int64()), "the time 24:00:00", below=DAY_MICROS)
     return values if values.type == wanted else values.cast(wanted)
 
 

@@ -57,6 +57,16 @@ PUT_BACK_HOURS = 3
 
 
 @dataclass(frozen=True, slots=True)
+class Unfit:
+    """Rows (alias ``t``) that meet `condition` have no key that can be used: `reason`. They may be `rejected` as bad
+    records; otherwise rows would be skipped after them."""
+
+    condition: str
+    reason: str
+    rejected: bool
+
+
+@dataclass(frozen=True, slots=True)
 class Column:
     """One column: `field` as it stands in pages, `select` the SQL expression that yields it from the table under the
     alias ``t``, `sql_type` for casts.
@@ -67,6 +77,11 @@ class Column:
     `compared` is for a column that stores its values in several ways: its side and the other one's, ``{}``, when it is
     compared with a value of its type. `whole` is for a column of integers that may hold other things as well: the
     condition that a row has an integer there.
+
+    A key column's value comes back to the database in positions. `operators` are the comparisons that agree with the
+    column's order, by their usual signs, where these signs may mean others. `position` is the expression of the value's
+    text where its form in pages cannot be read back ('' where it can); `cast` the type that reads it, if it is not
+    `sql_type`. `unfit` finds the rows whose values cannot be a key.
     """
 
     name: str
@@ -79,6 +94,14 @@ class Column:
     wire: str = ""
     compared: tuple[str, str] = ("", "{}")
     whole: str = ""
+    operators: Mapping[str, str] = field(default_factory=dict)
+    position: str = ""
+    cast: str = ""
+    unfit: Unfit | None = None
+
+    def operator(self, sign: str) -> str:
+        """How the comparison `sign` is written for this column."""
+        return self.operators.get(sign, sign)
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,7 +133,8 @@ class Table:
 
 @dataclass(frozen=True, slots=True)
 class Query:
-    """A SELECT whose result has `columns` and after them their guards; ``:name`` in `sql` stands for ``params[name]``.
+    """A SELECT whose result has `columns`, after them their guards and the texts of their positions; ``:name`` in `sql`
+    stands for ``params[name]``.
 
     `types` gives the SQL type of a parameter where a dialect needs it. `key` names the columns that tell rows apart,
     in positions and errors. With `salvage` rows that cannot be read are put aside, and do not fail the query. `watched`
