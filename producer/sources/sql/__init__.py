@@ -34,7 +34,7 @@ from producer.model import (
     Split,
 )
 from producer.protocols import PageReader
-from producer.sources.sql import keyset, nulls, splits, tail, ties, watched
+from producer.sources.sql import keyset, nulls, splits, tail, ties, unfit, watched
 from producer.sources.sql import scan as scanning
 from producer.sources.sql.dialects import open_database
 from producer.sources.sql.keys import SqlKeys
@@ -133,6 +133,7 @@ class SqlSource:
                         await splits.count(session, self._database, selection) if stream.mode == "snapshot" else None
                     ),
                 )
+            await unfit.refuse_unfit_keys(session, self._database, selection, stream, dataset.rows_estimate)
             return await splits.plan(session, self._database, selection, stream, dataset.rows_estimate)
         finally:
             await session.close()

@@ -164,7 +164,8 @@ def reflect(run: Run, name: str, path: tuple[str, ...], decimal: str | None) -> 
         raise _no_such_table(run, name, path)
     oid, schema, table, is_view, comment, inherited, tracked, filtered, user = found[0]
     source = f"{quote(schema)}.{quote(table)}"
-    run(f"SELECT {pin(CATALOG_PATH)}", ())
+    # Compiling the queries of the catalog would take a hundred times as long as running them.
+    run(f"SELECT {pin(CATALOG_PATH)}, pg_catalog.set_config('jit', 'off', true)", ())
     ((columns_shape, types_shape),) = run(f"SELECT {_shape(types=False)}, {_shape(types=True)}", (source,))  # first:
     types = {row[0]: row for row in run(_TYPES, (oid,))}  # what changes from here on is seen
     ((loose, partly_foreign),) = run(_LOOSE, (oid,))

@@ -21,7 +21,7 @@ from producer.model import KeyScalar, RejectedRow
 from producer.sources.sql.adbc import Result
 from producer.sources.sql.arrow import Unreadable
 from producer.sources.sql.keyset import select_list
-from producer.sources.sql.scalars import key_scalar
+from producer.sources.sql.postgres_keys import key_at
 from producer.sources.sql.table import Column, Query, Rows
 
 #: Runs a SELECT; EncodeError where a value of it cannot be read.
@@ -54,7 +54,7 @@ def isolate(query: Query, sql: str, error: EncodeError, read: Read, to_rows: ToR
     rejected = row.rejected(found)
     if not query.salvage:
         raise rejected.error
-    key = _key(query, rejected)
+    key = _key(query, rejected, row)
     return Rows(
         rows.batch,
         lambda number: key if number == bad else rows.key_at(number),
@@ -76,14 +76,14 @@ def _refuse_where_skipped(query: Query, rest: str, read: Read) -> None:
         raise EncodeError(message, hint="traversal: ID_RANGE does not look at them again") from None
 
 
-def _key(query: Query, rejected: RejectedRow) -> tuple[KeyScalar, ...]:
+def _key(query: Query, rejected: RejectedRow, row: _Row) -> tuple[KeyScalar, ...]:
     """The row's key; EncodeError where that cannot be read itself."""
     for name in query.key:
         if name in rejected.others:
             hint = "its position cannot be kept: correct the key, or leave the row out by where"
             raise EncodeError(rejected.error.message, key=rejected.error.key, field=name, hint=hint)
-    columns = rejected.columns
-    return tuple(key_scalar(columns.schema.field(name), columns.column(name)[0]) for name in query.key)
+    positions = {column.name: row.position(column) for column in query.columns if column.position}
+    return key_at(rejected.columns, positions, query.key, 0)
 
 
 def _good_rows(sql: str, read: Read) -> tuple[Result, EncodeError | None]:
@@ -174,6 +174,10 @@ class _Row:
         if list(result.table.column(0)) != [self.marked]:
             raise _changed()
         return Result(result.table.remove_column(0), result.cut)
+
+    def position(self, column: Column) -> pa.Array:
+        """The text of the key column's value, for a position."""
+        return self._values(column.position).table.column(0).combine_chunks()
 
     def _shown(self, column: Column) -> str:
         """A value as text, with each byte that is not ASCII as ``\\351``: those that it has in the database."""
