@@ -15,8 +15,10 @@ import asyncpg
 import pytest
 
 from producer.config import StreamConfig
+from producer.errors import ConfigError
 from producer.model import Checkpoint, Dataset, checkpoint_from_json, checkpoint_to_json
-from producer.sources.sql import SqlSource
+from producer.sources import sql
+from producer.sources.sql import SqlSource, keyset
 from tests.integration.sql_reading import open_source, stream
 
 EXTENSIONS = ("citext", "hstore", "ltree", "cube", "seg", "isn", "lo")
@@ -146,6 +148,7 @@ VALUES: dict[str, Sequence[str]] = {
     "pair": ("(1,)", "(1,a)", '(1,"a b")', '(2,"\\"\\\\")', "(,)", "(,a)", '(-1,"(1,2)")'),
     "nest": ('("(1,a)",sad,{1},"\\\\x00",0.1,"1 day")', '("(1,b)",glad,"{1,NULL}","\\\\xff",NaN,-1)', "(,,,,,)"),
     "floats": ("[0.1,0.30000000000000004)", "[0.1,0.3)", "empty", "(,)"),
+    "floats_multirange": ("{}", "{[0.1,0.3)}", "{[0.1,0.30000000000000004)}", "{(,)}"),
     'text collate "de"': _WORDS,
     'text collate "und-x-icu"': _WORDS,
     "text collate ci": ("a", "B", "c", "ä", "Z"),
@@ -160,26 +163,26 @@ VALUES: dict[str, Sequence[str]] = {
 }
 #: Values that have no form in Avro, or do not come back from their text: the key is refused, and names the value.
 REFUSED_VALUES = {
-    "date": ("infinity", "-infinity", "0044-03-15 BC", "10000-01-01"),
+    "date": ("infinity", "-infinity", "0001-12-31 BC", "0044-03-15 BC", "10000-01-01"),
     "timestamp": ("infinity", "-infinity", "0044-03-15 BC", "294276-12-31 23:59:59.999999"),
     "timestamptz": ("infinity", "-infinity", "0044-03-15 00:00:00+00 BC", "10000-01-01 00:00:00+00"),
     "time": ("24:00:00",),
     "numeric(9,3)": ("NaN",),
+    "odd": ("infinity", "-infinity"),
     "ext.seg": ("1.23456789",),
     "segs": ("(1.23456789)",),
 }
-#: Types of pg_type that no column can have, or that take no values.
+#: Of each type a value that is in order.
+_GOOD = {"date": "2024-01-01", "time": "12:00", "numeric(9,3)": "1", "ext.seg": "1", "segs": "(1)"}
+#: Types that have no order.
+UNORDERED = (
+    *("json", "xml", "point", "line", "lseg", "box", "path", "polygon", "circle", "xid", "cid", "jsonpath", "aclitem"),
+    *("txid_snapshot", "pg_snapshot", "refcursor", "ext.lquery", "ext.ltxtquery", "weird"),
+)
+#: Types of pg_type whose values no user can make.
 UNUSED = (
-    "gtsvector",
-    "ext.ghstore",
-    "ext.ltree_gist",
-    "pg_node_tree",
-    "pg_ndistinct",
-    "pg_dependencies",
-    "pg_mcv_list",
-) + (
-    "pg_brin_bloom_summary",
-    "pg_brin_minmax_multi_summary",
+    *("gtsvector", "ext.ghstore", "ext.ltree_gist", "pg_node_tree", "pg_ndistinct", "pg_dependencies", "pg_mcv_list"),
+    *("pg_brin_bloom_summary", "pg_brin_minmax_multi_summary"),
 )
 #: A type of one's own, whose operators have other names and another order than its text.
 WEEKDAY = """
@@ -229,13 +232,22 @@ COMPOSITE = {
 }
 
 
+#: Every type that a column can have, but those of tables' rows.
+EVERY_TYPE = """
+select t.oid::regtype::text, t.typcategory = 'A' and t.typlen = -1 and t.typelem <> 0 and t.typtype = 'b'
+from pg_type t left join pg_class c on c.oid = t.typrelid left join pg_type e on e.oid = t.typelem
+  left join pg_class d on d.oid = e.typrelid
+where t.typtype in ('b', 'c', 'd', 'e', 'm', 'r') and coalesce(c.relkind, 'c') = 'c' and coalesce(d.relkind, 'c') = 'c'
+  and t.typname not like E'\\\\_pg\\\\_%'
+"""
+
+
 @dataclass(frozen=True)
 class Tables:
     """URLs of an ordinary role and of one with a hostile search path; tables by the type of their key."""
 
     urls: tuple[str, str]
     by_type: dict[str, str]
-    refused: tuple[str, ...]
 
 
 async def _run(dsn: str, script: str) -> None:
@@ -275,7 +287,8 @@ def _table(name: str, kinds: Sequence[str], rows: Sequence[Sequence[str]]) -> st
     columns = ", ".join(f"k{i} {kind}" for i, kind in enumerate(kinds))
     keys = ", ".join(f"k{i}" for i in range(len(kinds)))
     values = ", ".join(f"({', '.join(_literal(value) for value in row)}, {number})" for number, row in enumerate(rows))
-    return f"create table {name} ({columns}, v int, primary key ({keys})); insert into {name} values {values} on conflict do nothing;"
+    create = f"create table {name} ({columns}, v int, primary key ({keys}));"
+    return f"{create} insert into {name} values {values} on conflict do nothing;"
 
 
 def _literal(value: str) -> str:
@@ -287,6 +300,10 @@ def _plain(kind: str) -> str:
     return kind.partition(" collate ")[0].partition("(")[0]
 
 
+def _refused_values() -> list[tuple[str, str]]:
+    return [(kind, value) for kind, values in REFUSED_VALUES.items() for value in values]
+
+
 def _script() -> list[str]:
     plain = sorted({_plain(kind) for kind in VALUES} - {"char", "bit"})
     return [
@@ -294,6 +311,11 @@ def _script() -> list[str]:
         SETUP,
         _weekday(),
         *(_table(f"t{number}", [kind], [(value,) for value in VALUES[kind]]) for number, kind in enumerate(VALUES)),
+        *(_table(f"m{number}", kinds, rows) for number, (kinds, rows) in enumerate(COMPOSITE.items())),
+        *(
+            _table(f"r{number}", [kind, "int"], [(_GOOD.get(kind, "2024-01-01"), "1"), (value, "2")])
+            for number, (kind, value) in enumerate(_refused_values())
+        ),
         *(_hostile(number, kind) for number, kind in enumerate(plain)),
     ]
 
@@ -313,7 +335,7 @@ def tables(postgres_dsn: str) -> Iterator[Tables]:
         asyncio.run(_run(own, "".join(script)))
         asyncio.run(_run(own, "analyze"))
         kinds = {kind: f"t{number}" for number, kind in enumerate(VALUES)}
-        yield Tables((own, own.replace("postgres@", "hostile@")), kinds, ())
+        yield Tables((own, own.replace("postgres@", "hostile@")), kinds)
     finally:
         asyncio.run(_run(postgres_dsn, "drop database keys with (force)"))
         asyncio.run(_run(postgres_dsn, "drop role if exists hostile"))
@@ -370,3 +392,69 @@ async def test_every_type_delivers_each_row_once(tables: Tables, role: int) -> N
             assert len(expected) > 1, kind
             cases += await check(source, f"public.{table}", expected, [kind])
     assert cases == len(VALUES) * len(PAGE_SIZES) * len(SPLITS)
+
+
+@pytest.mark.parametrize("role", [0, 1], ids=["default path", "hostile path"])
+async def test_keys_of_several_types_deliver_each_row_once(tables: Tables, role: int) -> None:
+    async with open_source(tables.urls[role]) as source:
+        for number, kinds in enumerate(COMPOSITE):
+            order = ", ".join(f"k{i}" for i in range(len(kinds)))
+            await check(source, f"public.m{number}", await in_order(tables.urls[0], f"m{number}", order), kinds)
+
+
+@pytest.mark.parametrize("role", [0, 1], ids=["default path", "hostile path"])
+async def test_offset_delivers_each_row_of_every_type_once(
+    tables: Tables, role: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where the keys of a page are found first, as on deep pages."""
+    monkeypatch.setattr(sql, "DEFERRED_FROM_ROWS", 2)
+    async with open_source(tables.urls[role]) as source:
+        for kind, table in tables.by_type.items():
+            config = stream(f"public.{table}", traversal="OFFSET", page_size=2)
+            found = await deliver(source, config, await source.describe(config))
+            assert found == await in_order(tables.urls[0], table, "k0"), kind
+
+
+@pytest.mark.parametrize("key", [["k0"], ["k1", "k0"]], ids=["first", "second"])
+async def test_a_value_that_cannot_be_a_key_is_refused_by_name(tables: Tables, key: list[str]) -> None:
+    """In the plan, which comes before the first record."""
+    async with open_source(tables.urls[0]) as source:
+        for number, (kind, value) in enumerate(_refused_values()):
+            config = stream(f"r{number}", key=key)
+            dataset = await source.describe(config)
+            with pytest.raises(ConfigError, match="key column 'k0' has the value") as error:
+                await source.plan(config, dataset)
+            assert value.strip("()").partition(" ")[0].partition(".")[0] in error.value.message, kind
+
+
+async def test_rows_whose_keys_have_no_form_are_bad_records(tables: Tables) -> None:
+    """With dead letters all rows are read, page by page, and the position passes the ones that are rejected."""
+    async with open_source(tables.urls[0]) as source:
+        for number, (kind, value) in enumerate(_refused_values()):
+            config = stream(f"r{number}", key=["k0"], page_size=1, on_bad_record="dead_letter")
+            dataset = await source.describe(config)
+            if "seg" in kind:
+                with pytest.raises(ConfigError, match="does not come back from its text form"):
+                    await source.plan(config, dataset)
+            else:
+                assert sorted(await deliver(source, config, dataset)) == [0, 1], (kind, value)
+
+
+async def test_types_without_an_order_and_arrays_are_refused_by_name(tables: Tables) -> None:
+    connection = await asyncpg.connect(tables.urls[0])
+    types = await connection.fetch(EVERY_TYPE)
+    delivered = {await connection.fetchval(f"select '{_plain(kind)}'::regtype::text") for kind in VALUES}
+    refused = [await connection.fetchval("select $1::regtype::text", kind) for kind in (*UNORDERED, *UNUSED)]
+    refused += [name for name, is_array in types if is_array]
+    missing = {name for name, _ in types} - delivered - {*refused, "segs"}
+    assert not missing
+    columns = ", ".join(f"c{number} {kind}" for number, kind in enumerate(refused))
+    await connection.execute(f"create table refused ({columns})")
+    await connection.close()
+    async with open_source(tables.urls[1]) as source:
+        await source.describe(stream("public.t0"))
+        table = await source._database.table("public.refused", decimal=None)
+    for number, kind in enumerate(refused):
+        with pytest.raises(ConfigError, match=f"column 'c{number}' of type .* cannot order rows"):
+            keyset.select(table, stream("refused", key=[f"c{number}"]), "postgres")
+            pytest.fail(kind)

@@ -155,7 +155,7 @@ def within(selection: Selection, between: Between | None, mark: str) -> Selectio
     if between is None:
         return selection
     column = selection.table.column(between.column)
-    name, value = column.compared[0] or f"t.{quote(column.name, mark)}", column.compared[1]
+    name, value = column.compared[0] or _operand(column, mark), column.compared[1]
     ends = {"__first": (">=", between.first), "__last": ("<=", between.last)}
     params = {param: end for param, (_, end) in ends.items() if end is not None}
     conditions = [f"{name} {column.operator(ends[param][0])} {value.format(f':{param}')}" for param in params]
@@ -203,8 +203,8 @@ def offset_query(selection: Selection, skip: int, limit: int, *, mark: str, defe
     inner = " ".join(["SELECT", ", ".join(f"t.{name}" for name in names), "FROM", selection.table.source, "t"])
     inner += _where_text(selection, [])
     inner += f"{_order_by(selection, mark)} LIMIT {limit:d} OFFSET {skip:d}"
-    equal = (selection.table.column(name).operator("=") for name in joined)
-    pairs = " AND ".join(f"t.{name} {sign} k.{name}" for name, sign in zip(names, equal, strict=True))
+    columns = [selection.table.column(name) for name in joined]
+    pairs = " AND ".join(f"{_operand(c, mark)} {c.operator('=')} {_operand(c, mark, 'k')}" for c in columns)
     sql = ["SELECT", select_list(selection.columns), "FROM", selection.table.source, f"t JOIN ({inner}) k ON {pairs}"]
     # A limit once more, by which a dialect can ask for fewer of the rows.
     ordered = " ".join(sql) + f"{_order_by(selection, mark)} LIMIT {limit:d}"
@@ -267,11 +267,16 @@ def _bounds(
     return found
 
 
+def _operand(column: Column, mark: str, alias: str = "t") -> str:
+    """The column in a comparison with a value of its type."""
+    return column.operand.format(f"{alias}.{quote(column.name, mark)}")
+
+
 def _compare(columns: Sequence[Column], sign: str, side: str, mark: str, row_values: bool) -> str:
     """``(a, b) > (:lower0, :lower1)``, or the same spelled out for databases that do not use an index for it, and for
     columns whose comparisons are not written the same way."""
     params = [f":__{side}{i}" for i in range(len(columns))]
-    names = [f"t.{quote(column.name, mark)}" for column in columns]
+    names = [_operand(column, mark) for column in columns]
     operators = {column.operator(sign) for column in columns}
     if len(operators) == 1 and len(columns) > 1 and row_values:
         return f"({', '.join(names)}) {operators.pop()} ({', '.join(params)})"
@@ -407,8 +412,7 @@ def tied_query(selection: Selection, key: tuple[KeyScalar, ...] | None, skip: in
     """A row where several rows have `key` to the database, or (without one) where the two after `skip` rows have the
     same; no row where not. Grouping takes nulls for the same, and what the columns' collations do."""
     names = [f"t.{quote(name, mark)}" for name in selection.order_names]
-    signs = [column.operator("=") for column in selection.order_columns]
-    equal = [f"{name} {sign} :__lower{i}" for i, (name, sign) in enumerate(zip(names, signs, strict=True))]
+    equal = [f"{_operand(c, mark)} {c.operator('=')} :__lower{i}" for i, c in enumerate(selection.order_columns)]
     tail = " LIMIT 2" if key is not None else f"{_order_by(selection, mark)} LIMIT 2 OFFSET {skip:d}"
     columns = tuple(
         Column(c.name, c.field, name, c.sql_type) for c, name in zip(selection.order_columns, names, strict=True)

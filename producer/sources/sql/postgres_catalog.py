@@ -217,7 +217,7 @@ def _column(
     name, comment, shown, dimensions, oid, modifier, granted, is_collated = row
     info = _type(oid, modifier, dimensions, types)
     column = postgres_types.column(name, info, shown, nullable=name in loose, comment=comment, decimal=decimal)
-    column = as_key(column, _base(oid, types), keys, is_collated=is_collated)
+    column = as_key(column, oid, _base(oid, types), keys, is_collated=is_collated)
     if granted:
         return column
     return replace(column, refused=f"may not be read by this user: {grant(quote(name))}")

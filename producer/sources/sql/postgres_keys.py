@@ -22,6 +22,7 @@ from producer.sources.sql.postgres_types import DAY_MICROS, INFINITE_DAYS, INFIN
 from producer.sources.sql.scalars import key_scalar
 from producer.sources.sql.table import Column, Unfit
 
+_YEAR_1 = -719162  # its first day, counted from 1970
 _SIGNS = ("<", "<=", "=", ">=", ">")  # by btree's strategy numbers, from 1
 #: Types of extensions whose text is exact. Others outside of pg_catalog are tested value by value.
 _EXACT = frozenset(
@@ -45,14 +46,16 @@ class KeyType:
     parts: tuple[int, ...]
 
 
-def as_key(column: Column, oid: int, types: Mapping[int, KeyType], *, is_collated: bool) -> Column:
-    """`column` of the type `oid` (not a domain) with what it needs as a key. `is_collated`: it has a collation, where
-    its type has any."""
-    kind = types[oid]
+def as_key(column: Column, declared: int, base: int, types: Mapping[int, KeyType], *, is_collated: bool) -> Column:
+    """`column` with what it needs as a key; it is declared with one type, which may be a domain over the other.
+    `is_collated`: it has a collation, where its type has any."""
+    oid, kind = base, types[base]
     if not is_collated or not column.sortable or not _has_order(oid, types):
         return replace(column, sortable=False)
     ref = f"t.{quote(column.name)}"
     operators = dict(zip(_SIGNS, kind.operators, strict=True))
+    if declared != base:  # the operators of all enums, say, take no domain
+        column = replace(column, operand="{}::" + column.sql_type.replace("{", "{{").replace("}", "}}"))
     if kind.builtin and kind.name.startswith(_NAMED):
         # By way of an identifier, since text of digits is taken for a name by the cast to regclass.
         position, cast = f"{ref}::pg_catalog.oid::pg_catalog.text", f"pg_catalog.oid::{column.sql_type}"
@@ -61,7 +64,7 @@ def as_key(column: Column, oid: int, types: Mapping[int, KeyType], *, is_collate
     if _is_exact(oid, types):
         position = "" if _comes_back(column, ref) else text
         return replace(column, operators=operators, position=position, unfit=_unfit(column, ref))
-    same = f"{ref} {operators['=']} {text}::{column.sql_type}"
+    same = f"{column.operand.format(ref)} {operators['=']} {text}::{column.sql_type}"
     unfit = Unfit(f"({same}) IS NOT TRUE", "does not come back from its text form", rejected=False)
     return replace(column, operators=operators, position=f"CASE WHEN {same} THEN {text} END", unfit=unfit)
 
@@ -159,9 +162,17 @@ def _moment(value: pa.Scalar[Any]) -> str:
     least = INFINITE_DAYS if is_date else INFINITE_MICROS
     if number in (least, least - 1):
         return "-infinity" if number == least else "infinity"
-    text = str(np.datetime64(number, "D" if is_date else "us")).replace("T", " ")
-    zone = "+00" if not is_date and value.type.tz else ""
-    if text[0] != "-":
-        return text + zone
-    year, _, rest = text[1:].partition("-")  # the year 0 is 1 BC
-    return f"{int(year) + 1:04d}-{rest}{zone} BC"
+    if number < least:  # the last years do not fit when counted from 1970
+        number += 2**64
+    days, micros = (number, 0) if is_date else divmod(number, DAY_MICROS)
+    day, is_before = str(np.datetime64(days, "D")), False
+    if day.startswith("-"):  # the year 0 is 1 BC
+        year, _, rest = day[1:].partition("-")
+        day, is_before = f"{int(year) + 1:04d}-{rest}", True
+    elif days < _YEAR_1:
+        day, is_before = f"0001{day[4:]}", True
+    if not is_date:
+        seconds, micros = divmod(micros, 1_000_000)
+        zone = "+00" if value.type.tz else ""
+        day += f" {seconds // 3600:02d}:{seconds // 60 % 60:02d}:{seconds % 60:02d}.{micros:06d}{zone}"
+    return f"{day} BC" if is_before else day

@@ -79,9 +79,9 @@ class Column:
     condition that a row has an integer there.
 
     A key column's value comes back to the database in positions. `operators` are the comparisons that agree with the
-    column's order, by their usual signs, where these signs may mean others. `position` is the expression of the value's
-    text where its form in pages cannot be read back ('' where it can); `cast` the type that reads it, if it is not
-    `sql_type`. `unfit` finds the rows whose values cannot be a key.
+    column's order, by their usual signs, where these signs may mean others; ``{}`` in `operand` stands for the column
+    in them. `position` is the expression of the value's text where its form in pages cannot be read back ('' where it
+    can); `cast` the type that reads it, if it is not `sql_type`. `unfit` finds the rows whose values cannot be a key.
     """
 
     name: str
@@ -95,6 +95,7 @@ class Column:
     compared: tuple[str, str] = ("", "{}")
     whole: str = ""
     operators: Mapping[str, str] = field(default_factory=dict)
+    operand: str = "{}"
     position: str = ""
     cast: str = ""
     unfit: Unfit | None = None
