@@ -31,21 +31,23 @@ from producer.errors import (
 )
 from producer.identity import identity_from_json, identity_to_json
 from producer.model import Checkpoint, StreamState, checkpoint_from_json, checkpoint_to_json
+from producer.postgres import pin
 
 _CONNECT_TIMEOUT_S = 10.0
 _TIMEOUT_S = 30.0
 _CLOSE_TIMEOUT_S = 2.0
 
+#: With the schema: new tables would be made in the first one of the pinned search path, which is pg_catalog.
 _TABLES = """
-CREATE TABLE IF NOT EXISTS etl_checkpoints (
+CREATE TABLE IF NOT EXISTS {schema}.etl_checkpoints (
     group_id BIGINT PRIMARY KEY,
     last_message_id BIGINT NOT NULL,
     total_processed BIGINT DEFAULT 0,
     last_updated TIMESTAMP DEFAULT NOW(),
     created_at TIMESTAMP DEFAULT NOW()
 );
-CREATE INDEX IF NOT EXISTS idx_checkpoints_updated ON etl_checkpoints(last_updated);
-CREATE TABLE IF NOT EXISTS etl_streams (
+CREATE INDEX IF NOT EXISTS idx_checkpoints_updated ON {schema}.etl_checkpoints(last_updated);
+CREATE TABLE IF NOT EXISTS {schema}.etl_streams (
     app TEXT NOT NULL,
     stream TEXT NOT NULL,
     epoch BIGINT NOT NULL,
@@ -56,15 +58,15 @@ CREATE TABLE IF NOT EXISTS etl_streams (
     updated_at TIMESTAMPTZ NOT NULL DEFAULT NOW(),
     PRIMARY KEY (app, stream)
 );
-ALTER TABLE etl_streams ADD COLUMN IF NOT EXISTS identity JSON;
-CREATE TABLE IF NOT EXISTS etl_splits (
+ALTER TABLE {schema}.etl_streams ADD COLUMN IF NOT EXISTS identity JSON;
+CREATE TABLE IF NOT EXISTS {schema}.etl_splits (
     app TEXT NOT NULL,
     stream TEXT NOT NULL,
     split TEXT NOT NULL,
     place INTEGER NOT NULL,
     checkpoint JSON NOT NULL,
     PRIMARY KEY (app, stream, split),
-    FOREIGN KEY (app, stream) REFERENCES etl_streams (app, stream) ON DELETE CASCADE
+    FOREIGN KEY (app, stream) REFERENCES {schema}.etl_streams (app, stream) ON DELETE CASCADE
 );
 """
 _ALL_THERE = """
@@ -74,9 +76,21 @@ SELECT to_regclass('etl_checkpoints') IS NOT NULL AND to_regclass('etl_streams')
 """
 #: One maker at a time: CREATE TABLE IF NOT EXISTS is not safe against itself.
 _MAKER_LOCK = int.from_bytes(hashlib.sha256(b"etl_checkpoints").digest()[:7], "big")
-#: A commit is durable, whatever the role's or database's default says.
-_DURABLE = """
-SELECT set_config('synchronous_commit', 'on', true) WHERE current_setting('synchronous_commit') = 'off'
+#: Where `start` makes the tables: beside those that are there, else in the first schema of the role's search path.
+_SCHEMA = """
+SELECT quote_ident(coalesce(
+  (SELECT n.nspname FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
+   WHERE c.oid = to_regclass('etl_streams')),
+  (SELECT s FROM unnest(current_schemas(false)) WITH ORDINALITY u(s, place)
+   WHERE s <> 'pg_catalog' AND s NOT LIKE 'pg\\_temp%' ORDER BY place LIMIT 1)
+))
+"""
+#: Settings and isolation do not depend on the role's, and a commit is durable, whatever its default says.
+_READ = f"BEGIN ISOLATION LEVEL READ COMMITTED; SELECT {pin()}"
+_WRITE = f"""
+BEGIN ISOLATION LEVEL READ COMMITTED READ WRITE; SELECT {pin()},
+ CASE WHEN pg_catalog.current_setting('synchronous_commit') OPERATOR(pg_catalog.=) 'off'
+ THEN pg_catalog.set_config('synchronous_commit', 'on', true) END
 """
 _CLAIM = """
 INSERT INTO etl_streams (app, stream, epoch) VALUES ($1, $2, $3 + 1)
@@ -117,10 +131,18 @@ class PostgresCheckpointStore:
         self._claims: dict[str, _Claim] = {}
 
     async def start(self) -> None:
+        async with self._transaction("read", begin=_READ) as connection:
+            if await connection.fetchval(_ALL_THERE):
+                return
         async with self._transaction("make the tables") as connection:
-            if not await connection.fetchval(_ALL_THERE):
-                await connection.execute("SELECT pg_advisory_xact_lock($1)", _MAKER_LOCK)
-                await connection.execute(_TABLES)
+            await connection.execute("SELECT pg_advisory_xact_lock($1)", _MAKER_LOCK)
+            schema = await connection.fetchval(_SCHEMA)
+            if schema is None:
+                raise ConfigError(
+                    "checkpoints in PostgreSQL: no schema of the role's search_path is there to make the tables in",
+                    hint="ALTER ROLE ... SET search_path, or options=-csearch_path%3D... in checkpoints.url",
+                )
+            await connection.execute(_TABLES.format(schema=schema))
 
     async def close(self) -> None:
         async with self._turn:
@@ -133,11 +155,11 @@ class PostgresCheckpointStore:
                     connection.terminate()
 
     async def load(self, stream: str) -> StreamState | None:
-        async with self._transaction("read", stream) as connection:
+        async with self._transaction("read", stream, begin=_READ) as connection:
             return await self._load(connection, stream)
 
     async def streams(self) -> Sequence[str]:
-        async with self._transaction("read") as connection:
+        async with self._transaction("read", begin=_READ) as connection:
             rows = await connection.fetch(
                 "SELECT stream FROM etl_streams WHERE app = $1 AND fingerprint IS NOT NULL", self._app
             )
@@ -245,7 +267,6 @@ class PostgresCheckpointStore:
 
     async def _lock(self, connection: asyncpg.Connection, stream: str, epoch: int) -> str | None:
         """Holds the stream's row to the end of the transaction, and returns the fingerprint that stands there."""
-        await connection.execute(_DURABLE)
         row = await connection.fetchrow(
             "SELECT epoch, fingerprint FROM etl_streams WHERE app = $1 AND stream = $2 FOR UPDATE", self._app, stream
         )
@@ -291,22 +312,41 @@ class PostgresCheckpointStore:
     # --- the connection --------------------------------------------------------------------------------------------
 
     @asynccontextmanager
-    async def _transaction(self, doing: str, stream: str = "") -> AsyncIterator[asyncpg.Connection]:
+    async def _transaction(
+        self, doing: str, stream: str = "", *, begin: str = _WRITE
+    ) -> AsyncIterator[asyncpg.Connection]:
         """A transaction on the one connection, in turn; whatever goes wrong with it, the next one gets a new one."""
         async with self._turn:
             with _errors(doing, stream):
                 try:
                     async with asyncio.timeout(_TIMEOUT_S):
                         connection = await self._connected()
-                        async with connection.transaction():
-                            yield connection
+                        await connection.execute(begin)
+                        yield connection
+                        await connection.execute("COMMIT")
                 except ProducerError:
+                    await self._roll_back()
                     raise
                 except BaseException:
                     if self._connection is not None:
                         self._connection.terminate()
                         self._connection = None
                     raise
+
+    async def _roll_back(self) -> None:
+        """After an error of ours in a transaction; a connection that cannot is not used again."""
+        connection = self._connection
+        if connection is None or connection.is_closed() or not connection.is_in_transaction():
+            return
+        try:
+            async with asyncio.timeout(_TIMEOUT_S):
+                await connection.execute("ROLLBACK")
+        except (OSError, asyncpg.PostgresError, asyncpg.InterfaceError):
+            self._connection = None
+        finally:
+            if connection.is_closed() or connection.is_in_transaction():
+                connection.terminate()
+                self._connection = None
 
     async def _connected(self) -> asyncpg.Connection:
         if self._connection is None or self._connection.is_closed():
@@ -341,6 +381,7 @@ _AWAY = (
     asyncpg.InsufficientResourcesError,
     asyncpg.TransactionRollbackError,
     asyncpg.ReadOnlySQLTransactionError,  # a replica, until a failover is through
+    asyncpg.FeatureNotSupportedError,  # the same, said of a transaction that is to write
     asyncpg.PostgresSystemError,
     OSError,  # TimeoutError is one
 )

@@ -248,11 +248,11 @@ async def test_a_line_that_breaks_in_the_midst_of_an_answer_is_a_store_that_is_a
     store = await open_store(postgres_dsn)
     epoch = await started(store, "broken", split(0))
 
-    def broken(connection: asyncpg.Connection) -> None:
+    def broken(connection: asyncpg.Connection, statement: str) -> None:
         raise asyncpg.InternalClientError("cannot switch to state 15; another operation (2) is in progress")
 
     with monkeypatch.context() as patched:
-        patched.setattr(asyncpg.Connection, "transaction", broken)
+        patched.setattr(asyncpg.Connection, "execute", broken)
         with pytest.raises(StoreUnavailableError):
             await store.commit("broken", epoch, [split(0, 1, rows=1)])
     await store.commit("broken", epoch, [split(0, 1, rows=1)])

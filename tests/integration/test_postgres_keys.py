@@ -237,7 +237,7 @@ EVERY_TYPE = """
 select t.oid::regtype::text, t.typcategory = 'A' and t.typlen = -1 and t.typelem <> 0 and t.typtype = 'b'
 from pg_type t left join pg_class c on c.oid = t.typrelid left join pg_type e on e.oid = t.typelem
   left join pg_class d on d.oid = e.typrelid
-where t.typtype in ('b', 'c', 'd', 'e', 'm', 'r') and coalesce(c.relkind, 'c') = 'c' and coalesce(d.relkind, 'c') = 'c'
+where t.typtype in ('b', 'c', 'd', 'e', 'm', 'r') and coalesce(e.typtype, 'b') <> 'p' and coalesce(c.relkind, 'c') = 'c' and coalesce(d.relkind, 'c') = 'c'
   and t.typname not like E'\\\\_pg\\\\_%'
 """
 
