@@ -20,6 +20,7 @@ SETTINGS: Mapping[str, str] = {
     "backslash_quote": "safe_encoding",
     "bytea_output": "hex",
     "client_encoding": "UTF8",
+    "client_min_messages": "warning",  # libpq writes the others to stderr
     "escape_string_warning": "on",
     "extra_float_digits": "1",
     "gin_fuzzy_search_limit": "0",  # above it an index gives only some of the rows

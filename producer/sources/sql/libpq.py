@@ -47,7 +47,8 @@ _ALL, _CUT, _REFUSED = 0, 1, 2
 
 
 #: Whatever defaults the role has: a serializable transaction may wait, or fail on a replica.
-BEGIN = "BEGIN ISOLATION LEVEL READ COMMITTED READ ONLY"
+#: Row security is set here since a page's first statement, which sets the rest, names the table.
+BEGIN = "BEGIN ISOLATION LEVEL READ COMMITTED READ ONLY; SET LOCAL row_security = on"
 
 
 class LibpqError(Exception):

@@ -18,11 +18,18 @@ from producer.sources.sql.adbc import Connection
 
 #: What the driver must recognise, and of what type it then is in Arrow.
 _KNOWN = {"bool": pa.bool_(), "int8": pa.int64(), "float8": pa.float64(), "text": pa.string(), "date": pa.date32()}
-_PROBE = "SELECT pg_catalog.current_setting('transaction_isolation'), " + ", ".join(
-    f"NULL::pg_catalog.{name}" for name in _KNOWN
+#: What a page's first statement cannot set for itself: the setting, its value, and the statement that sets it. A
+#: serializable transaction may wait, or fail on a replica; without row security a table with policies is refused.
+_BEFORE = (
+    ("transaction_isolation", "read committed", "SET TRANSACTION ISOLATION LEVEL READ COMMITTED"),
+    ("row_security", "on", "SET LOCAL row_security = on"),
 )
-#: Whatever default the role has: a serializable transaction may wait, or fail on a replica.
-_ISOLATION = "SET TRANSACTION ISOLATION LEVEL READ COMMITTED"
+_PROBE = "SELECT " + ", ".join(
+    [
+        *(f"NULL::pg_catalog.{name}" for name in _KNOWN),
+        *(f"pg_catalog.current_setting('{name}')" for name, _, _ in _BEFORE),
+    ]
+)
 
 
 class Driver:
@@ -33,7 +40,7 @@ class Driver:
         self._uri = uri
         self._lock = threading.Lock()
         self._database: AdbcDatabase | None = None
-        self._begin = ""
+        self._before: tuple[str, ...] = ()
 
     def connect(self) -> Connection:
         with self._lock:
@@ -42,9 +49,9 @@ class Driver:
         return Connection(self._database, shared=True)
 
     def begin(self, connection: Connection) -> None:
-        """Sets what a transaction's first statement must set."""
-        if self._begin:
-            connection.read(self._begin)
+        """Sets what only a transaction's first statements can set, where the role's defaults are others."""
+        for statement in self._before:
+            connection.read(statement)
 
     def _open(self, uri: str) -> Connection | None:
         """The first connection of a new database object; None where the driver does not recognise the types."""
@@ -54,8 +61,11 @@ class Driver:
             connection = Connection(database, shared=True)
             found = connection.read(_PROBE, (), {"adbc.postgresql.use_copy": "false"})
             connection.rollback()
-            if found.schema.types[1:] == list(_KNOWN.values()):
-                self._begin = "" if found.column(0)[0].as_py() == "read committed" else _ISOLATION
+            if found.schema.types[: len(_KNOWN)] == list(_KNOWN.values()):
+                values = [column[0].as_py() for column in found.columns[len(_KNOWN) :]]
+                self._before = tuple(
+                    statement for (_, wanted, statement), value in zip(_BEFORE, values, strict=True) if value != wanted
+                )
                 self._database = database
                 return connection
         finally:

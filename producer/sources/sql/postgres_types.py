@@ -109,7 +109,7 @@ def _scalar(ref: str, info: TypeInfo, decimal: str | None) -> tuple[pa.DataType,
     if info.kind == "e":
         return pa.string(), f"{ref}::text", {"avro.enum": json.dumps(info.labels)}
     if info.kind == "c" or (info.kind == "b" and info.name == "hstore"):
-        return pa.string(), f"to_json({ref})::text", {"avro.logical": "json"}
+        return pa.string(), f"pg_catalog.to_json({ref})::text", {"avro.logical": "json"}
     if info.builtin:
         if info.name in _PLAIN:
             return _PLAIN[info.name], ref, {}
@@ -136,10 +136,10 @@ def _array(ref: str, info: TypeInfo, decimal: str | None) -> tuple[pa.DataType, 
     """
     assert info.item is not None
     if info.dimensions > 1:
-        return pa.string(), f"to_json({ref})::text", {"avro.logical": "json"}
+        return pa.string(), f"pg_catalog.to_json({ref})::text", {"avro.logical": "json"}
     arrow, item_sql, extra = _scalar("x", info.item, decimal)
     cast = item_sql.removeprefix("x")
-    if cast.startswith("to_json"):
+    if cast.startswith("pg_catalog.to_json"):
         cast = "::text"
         extra = {}
     select = f"{ref}{cast}[]" if cast else ref
@@ -160,8 +160,8 @@ def _numeric(modifier: int, decimal: str | None) -> pa.DataType:
 def _odd_array(ref: str, *, many: bool) -> str:
     """Whether an array has no form as a list of the declared dimensions: PostgreSQL shows bounds as ``[3:3]={7}`` where
     one does not begin with 1."""
-    bounds = f"replace(array_dims({ref}), '[1:', '') LIKE '%[%'"
-    return bounds if many else f"array_ndims({ref}) > 1 OR array_lower({ref}, 1) <> 1"
+    bounds = f"replace(pg_catalog.array_dims({ref}), '[1:', '') LIKE '%[%'"
+    return bounds if many else f"pg_catalog.array_ndims({ref}) > 1 OR pg_catalog.array_lower({ref}, 1) <> 1"
 
 
 def refuse_odd_arrays(texts: pa.Array) -> None:
