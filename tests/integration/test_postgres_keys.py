@@ -395,15 +395,12 @@ async def test_keys_of_several_types_deliver_each_row_once(tables: Tables, role:
             await check(source, f"public.m{number}", await in_order(tables.urls[0], f"m{number}", order), kinds)
 
 
-@pytest.mark.parametrize("role", [0, 1], ids=["default path", "hostile path"])
-async def test_offset_delivers_each_row_of_every_type_once(
-    tables: Tables, role: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Also where the keys of a page are found first, as on deep pages."""
-    monkeypatch.setattr(sql, "DEFERRED_FROM_ROWS", 2)
-    async with open_source(tables.urls[role]) as source:
+async def test_offset_delivers_each_row_of_every_type_once(tables: Tables, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where the keys of a page are found first, as on deep pages, and names are looked up in a hostile schema."""
+    monkeypatch.setattr(sql, "DEFERRED_FROM_ROWS", 4)
+    async with open_source(tables.urls[1]) as source:
         for kind, table in tables.by_type.items():
-            config = stream(f"public.{table}", traversal="OFFSET", page_size=2)
+            config = stream(f"public.{table}", traversal="OFFSET", page_size=4)
             found = await deliver(source, config, await source.describe(config))
             assert found == await in_order(tables.urls[0], table, "k0"), kind
 
@@ -438,7 +435,7 @@ async def test_types_without_an_order_and_arrays_are_refused_by_name(tables: Tab
     types = await connection.fetch(EVERY_TYPE)
     delivered = {await connection.fetchval(f"select '{_plain(kind)}'::regtype::text") for kind in VALUES}
     refused = [await connection.fetchval("select $1::regtype::text", kind) for kind in UNORDERED]
-    refused += [name for name, is_array in types if is_array]
+    refused += [name for name, is_array in types if is_array and name not in delivered]
     missing = {name for name, _ in types} - delivered - {*refused, *UNUSED, "segs"}
     assert not missing
     columns = ", ".join(f"c{number} {kind}" for number, kind in enumerate(refused))

@@ -62,6 +62,7 @@ SELECT pg_catalog.current_database()::pg_catalog.text,
        pg_catalog.has_function_privilege('pg_catalog.pg_control_system()', 'EXECUTE')
 """
 _SYSTEM = "SELECT system_identifier::pg_catalog.text FROM pg_catalog.pg_control_system()"
+_TIME_ZONE = "SELECT reset_val FROM pg_catalog.pg_settings WHERE name OPERATOR(pg_catalog.=) 'TimeZone'"
 _SNAPSHOT = """
 SELECT pg_catalog.pg_snapshot_xmin(s)::pg_catalog.text, pg_catalog.pg_snapshot_xmax(s)::pg_catalog.text
 FROM pg_catalog.pg_current_snapshot() s
@@ -166,8 +167,7 @@ class PostgresDatabase:
 
     async def time_zone(self) -> str:
         """Of the server, the database or the role: what the session had before its own transactions set another."""
-        sql = "SELECT reset_val FROM pg_settings WHERE name = 'TimeZone'"
-        ((zone,),) = await self._meta.run(lambda connection: _rows(connection, sql))
+        ((zone,),) = await self._meta.run(lambda connection: _rows(connection, _TIME_ZONE))
         return str(zone)
 
     def older_than(self, column: Column, seconds: float, zone: WriterZone | None) -> str:

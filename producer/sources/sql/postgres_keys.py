@@ -65,7 +65,9 @@ def as_key(column: Column, declared: int, base: int, types: Mapping[int, KeyType
         position = "" if _comes_back(column, ref) else text
         return replace(column, operators=operators, position=position, unfit=_unfit(column, ref))
     same = f"{column.operand.format(ref)} {operators['=']} {text}::{column.sql_type}"
-    unfit = Unfit(f"({same}) IS NOT TRUE", "does not come back from its text form", rejected=False)
+    unfit = Unfit(
+        f"{ref} IS NOT NULL AND ({same}) IS NOT TRUE", "does not come back from its text form", rejected=False
+    )
     return replace(column, operators=operators, position=f"CASE WHEN {same} THEN {text} END", unfit=unfit)
 
 
