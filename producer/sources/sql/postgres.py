@@ -109,14 +109,9 @@ class PostgresDatabase:
                 await in_thread(self._executor, self._copies.close, deadline_s=self._options.connect_timeout_s)
 
     def open_scan(self) -> AbstractAsyncContextManager[Scan]:
-        uri, timeout_s = _libpq_uri(self._url, self._options), self._options.connect_timeout_s
-        return postgres_scan.open_scan(
-            self._executor,
-            lambda: Connection(adbc_driver_postgresql.connect(uri)),
-            _page,
-            partial(translate, url=self._url),
-            timeout_s,
-        )
+        timeout_s = self._options.connect_timeout_s
+        translated = partial(translate, url=self._url)
+        return postgres_scan.open_scan(self._executor, self._driver.connect, _page, translated, timeout_s)
 
     def session(self) -> PostgresSession:
         return PostgresSession(self._options, self._url, self._executor, self._driver, self._pool, self._copies)

@@ -48,13 +48,6 @@ class Driver:
                 return self._open(self._uri) or self._open(_without_quotes(self._uri)) or _refuse()
         return Connection(self._database, shared=True)
 
-    def connect_alone(self) -> Connection:
-        """The only connection of this driver: closing it closes the database object as well."""
-        self.connect().close()
-        assert self._database is not None
-        database, self._database = self._database, None
-        return Connection(database)
-
     def begin(self, connection: Connection) -> None:
         """Sets what only a transaction's first statements can set, where the role's defaults are others."""
         for statement in self._before:
