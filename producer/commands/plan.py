@@ -37,6 +37,8 @@ def run(args: argparse.Namespace) -> int:
         for split in plan["splits"]:
             after, end = _shown(split["lower"]) or "the start", _shown(split["upper"]) or "the end"
             options.say(f"  split {split['id']}: after {after} up to {end}")
+        if plan["null_keys"]:
+            options.say(f"  to the dead letters: {plan['null_keys']}")
         for field in plan["schema"].get("fields", ()):
             options.say(f"  field {field['name']}: {type_name(field['type'])}")
     return 0
@@ -60,10 +62,12 @@ async def _plan_all(config: Config) -> list[dict[str, Any]]:
 async def _plan(stream: StreamConfig, source: Source) -> dict[str, Any]:
     from producer.model import position_to_json
     from producer.parts import schemas_of
+    from producer.protocols import NullKeySource
 
     dataset = await source.describe(stream)
     schemas = schemas_of(stream, dataset)
     splits = await source.plan(stream, dataset)
+    lacking = await source.null_keys(stream) if isinstance(source, NullKeySource) else None
     if not splits:
         raise ConfigError(f"stream {stream.name!r} has nothing to read")
     return {
@@ -80,6 +84,7 @@ async def _plan(stream: StreamConfig, source: Source) -> dict[str, Any]:
             {"id": split.id, "lower": position_to_json(split.lower), "upper": position_to_json(split.upper)}
             for split in splits
         ],
+        "null_keys": None if lacking is None or not lacking.rows else lacking.message(stream.name),
         "key_schema": schemas.key,
         "schema": schemas.value,
     }

@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from producer.commands import options
-from producer.errors import ConfigError, ProducerError
+from producer.errors import ConfigError, ProducerError, TransientError
 
 if TYPE_CHECKING:
     from producer.config import Config, StreamConfig
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from producer.protocols import Source
 
 _DEADLINE_S = 30.0
+_NULL_KEYS_DEADLINE_S = 10.0
 _EXIT_CROSS = 2
 
 T = TypeVar("T")
@@ -154,7 +155,33 @@ async def _table(source: Source, stream: StreamConfig, report: _Report) -> list[
     derived = await report.attempt(
         f"stream {stream.name}: Avro schema", schemas(dataset), lambda s: f"{len(s.value.get('fields', ()))} fields"
     )
+    await _null_keys(source, stream, report)
     return [_Found(stream, dataset, derived)]
+
+
+async def _null_keys(source: Source, stream: StreamConfig, report: _Report) -> None:
+    """Rows without a key, where the table may have some. Without an index the search may take long: then it is left to
+    the run."""
+    from producer.protocols import NullKeySource
+
+    if not isinstance(source, NullKeySource) or not (columns := await source.null_columns(stream)):
+        return
+    check, names = f"stream {stream.name}: NULL in the key", ", ".join(columns)
+    try:
+        async with asyncio.timeout(_NULL_KEYS_DEADLINE_S):
+            found = await source.null_keys(stream)
+    except (TimeoutError, TransientError):
+        report.checks.append(Check(check, True, f"{names} may hold NULL, which was not looked for: it takes long"))
+        return
+    except ProducerError as error:
+        report.checks.append(Check(check, False, error.message, error.hint))
+        return
+    if not found.rows:
+        report.checks.append(Check(check, True, f"{names} may hold NULL, and does not now; each run looks for it"))
+    elif stream.on_bad_record == "fail":
+        report.checks.append(Check(check, False, found.message(stream.name), found.hint))
+    else:
+        report.checks.append(Check(check, True, f"{found.message(stream.name)}; to the dead letters"))
 
 
 async def _broker(config: Config, report: _Report) -> bool:

@@ -31,7 +31,8 @@ from producer.errors import (
     TransientError,
 )
 from producer.model import Checkpoint, Dataset, Page, Split
-from producer.protocols import Source
+from producer.nullkeys import refuse_null_keys
+from producer.protocols import NullKeySource, Source
 from producer.sinks.files import FileChunk, FileSink, uninterrupted
 from producer.sinks.formats import chunk_per_file, file_format
 
@@ -160,6 +161,8 @@ class AsyncDumpManager:
                 sinks.push_async_callback(sink.close)
                 await self._open(sink, dataset, beginning, saved)
                 await self._read_all(sink, dataset, sinks)
+            if isinstance(source, NullKeySource):  # rows that no page has, and that may have come meanwhile
+                await self._retried(partial(refuse_null_keys, source, stream))
             self.progress.completed_at = utc_now()
             self.progress.total_rows = self.progress.dumped_rows
             self.stats.state = DumpState.COMPLETE
