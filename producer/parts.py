@@ -9,7 +9,7 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, Protocol, cast
 
 from producer.checkpoints import STORES
 from producer.config import Config, StreamConfig
@@ -22,6 +22,7 @@ from producer.unit import Identify, Leave, OpenSearch, OpenSource, OpenWriter, l
 
 if TYPE_CHECKING:
     from producer.deletes import DeleteSearch
+    from producer.encoding.names import KnownNames
     from producer.encoding.registry import RegistryClient
     from producer.sinks.kafka import Around, KafkaSink, KafkaWriter
     from producer.transforms import Transform
@@ -73,10 +74,37 @@ def make_registry(config: Config) -> RegistryClient | None:
     return RegistryClient(config.schema_registry)
 
 
-def schemas_of(stream: StreamConfig, dataset: Dataset) -> Schemas:
+class PastSchemas(Protocol):
+    """Where the versions of a topic's schemas are: a registry, or the state topic."""
+
+    async def known_names(self, topic: str, key: Json, value: Json) -> tuple[KnownNames, KnownNames]:
+        """The names in all versions of the topic's key and value schema that these would be the next versions of."""
+        ...
+
+
+def past_schemas(config: Config, registry: RegistryClient | None) -> PastSchemas:
+    """For who writes nothing: the registry, which has been started, or what the state topic says now."""
+    if registry is not None:
+        return registry
+    from producer.sinks.newest_schemas import NewestSchemas
+
+    return NewestSchemas(config.kafka, config.state_topic)
+
+
+async def settled_schemas(stream: StreamConfig, dataset: Dataset, past: PastSchemas) -> Schemas:
+    """The stream's schemas, in which each field holds the column that it has held in the versions before.
+    SchemaIncompatibleError where it cannot."""
+    first = schemas_of(stream, dataset)
+    return schemas_of(stream, dataset, await past.known_names(stream.topic, first.key, first.value))
+
+
+def schemas_of(stream: StreamConfig, dataset: Dataset, known: tuple[KnownNames, KnownNames] | None = None) -> Schemas:
     """The stream's schemas: the source's fixed ones, the user's .avsc checked against the table, or derived ones;
-    with transforms, of the columns as they leave."""
-    from producer.encoding.schema import derive_key_schema, derive_value_schema
+    with transforms, of the columns as they leave. `known` are the names in the versions before, of key and value;
+    without them the schemas are those of a first version."""
+    from producer.encoding.schema import NO_NAMES, derive_key_schema, derive_value_schema
+
+    known_in_key, known_in_value = known or (NO_NAMES, NO_NAMES)
 
     transform = transform_of(stream, dataset)
     if transform is not None:
@@ -86,10 +114,10 @@ def schemas_of(stream: StreamConfig, dataset: Dataset) -> Schemas:
         from producer.encoding.schema import check_schema
 
         value = read_schema_file(stream)
-        check_schema(value, dataset)
+        check_schema(value, dataset, known_in_value)
     return Schemas(
-        key=dataset.key_schema or derive_key_schema(dataset),
-        value=value or derive_value_schema(dataset),
+        key=dataset.key_schema or derive_key_schema(dataset, known_in_key),
+        value=value or derive_value_schema(dataset, known_in_value),
     )
 
 
@@ -233,7 +261,8 @@ async def open_kafka_writer(
     from producer.encoding.records import RecordEncoder
     from producer.encoding.schema import crc64_fingerprint
 
-    schemas, transform = schemas_of(stream, dataset), transform_of(stream, dataset)
+    past = sink.newest_schemas if registry is None else registry
+    schemas, transform = await settled_schemas(stream, dataset, past), transform_of(stream, dataset)
     columns = dataset.schema if transform is None else transform.dataset.schema
     key_prefix = value_prefix = b""
     fingerprint: bytes | None = None

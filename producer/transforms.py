@@ -186,7 +186,7 @@ class _Draft:
             raise self._error("drop: no columns are left")
         after = dataclasses.replace(
             dataset,
-            schema=pa.schema([column.field for column in columns], metadata=dataset.schema.metadata),
+            schema=pa.schema([_told(column) for column in columns], metadata=dataset.schema.metadata),
             key=tuple(self._key),
             order=(),
             hidden=frozenset(self._hidden),
@@ -288,6 +288,13 @@ class _Draft:
 
     def _error(self, problem: str, hint: str = "") -> ConfigError:
         return ConfigError(f"stream {self._stream!r}: transforms: {problem}", hint=hint)
+
+
+def _told(column: Column) -> pa.Field:
+    """The field, which says what its column is called in the source where that is another name."""
+    if not column.source or column.source == column.field.name:
+        return column.field
+    return column.field.with_metadata({**(column.field.metadata or {}), b"source_column": column.source.encode()})
 
 
 def _to(wanted: pa.DataType) -> Step:

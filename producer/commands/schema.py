@@ -8,14 +8,20 @@ import json
 from collections.abc import Awaitable, Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
+import structlog
+
 from producer.commands import options
-from producer.errors import ConfigError
+from producer.errors import ConfigError, SinkUnavailableError
 
 if TYPE_CHECKING:
     from producer.config import Config, StreamConfig
+    from producer.encoding.names import KnownNames
     from producer.encoding.registry import RegistryClient
-    from producer.parts import Schemas
+    from producer.parts import PastSchemas, Schemas
 
+log = structlog.get_logger("producer")
+
+_PAST_DEADLINE_S = 10.0
 _Act = Callable[["RegistryClient", "StreamConfig", "Schemas"], Awaitable[list[dict[str, Any]]]]
 
 
@@ -47,7 +53,7 @@ def _print_config_schema(_args: argparse.Namespace) -> int:
 
 def _show(args: argparse.Namespace) -> int:
     config = options.load(args)
-    for stream, schemas in asyncio.run(_schemas(config, _chosen(config, args.stream))):
+    for stream, schemas in asyncio.run(_shown(config, _chosen(config, args.stream))):
         told = {"stream": stream.name, "key": schemas.key, "value": schemas.value}
         if args.json:
             options.say_json(told)
@@ -93,6 +99,44 @@ def _register(args: argparse.Namespace) -> int:
     return 0
 
 
+async def _shown(config: Config, streams: Sequence[StreamConfig]) -> list[tuple[StreamConfig, Schemas]]:
+    async with ReadablePast(config) as past:
+        return await _schemas(config, streams, past)
+
+
+class ReadablePast:
+    """The names in the versions of schemas so far, to show what a run would use. Where they cannot be read now, the
+    schemas are shown as those of a first version, with a warning."""
+
+    def __init__(self, config: Config) -> None:
+        from producer.parts import make_registry, past_schemas
+
+        self._registry = make_registry(config)
+        self._past = past_schemas(config, self._registry)
+        self._is_away = False
+
+    async def __aenter__(self) -> ReadablePast:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        if self._registry is not None:
+            await options.close(self._registry)
+
+    async def known_names(self, topic: str, key: Any, value: Any) -> tuple[KnownNames, KnownNames]:
+        from producer.encoding.names import KnownNames
+
+        try:
+            async with asyncio.timeout(0 if self._is_away else _PAST_DEADLINE_S):
+                if self._registry is not None:
+                    await self._registry.start()
+                return await self._past.known_names(topic, key, value)
+        except (SinkUnavailableError, TimeoutError) as error:
+            if not self._is_away:
+                log.warning("earlier schemas cannot be read: names of fields may differ in a run", error=str(error))
+            self._is_away = True
+            return KnownNames(), KnownNames()
+
+
 def _chosen(config: Config, name: str | None) -> Sequence[StreamConfig]:
     return config.streams if name is None else (options.stream_named(config, name),)
 
@@ -101,14 +145,20 @@ def _both(schemas: Schemas) -> list[tuple[Any, bool]]:
     return [(schema, is_key) for schema, is_key in ((schemas.key, True), (schemas.value, False)) if schema is not None]
 
 
-async def _schemas(config: Config, streams: Sequence[StreamConfig]) -> list[tuple[StreamConfig, Schemas]]:
-    from producer.parts import make_source, schemas_of
+async def _schemas(
+    config: Config, streams: Sequence[StreamConfig], past: PastSchemas
+) -> list[tuple[StreamConfig, Schemas]]:
+    """Each stream's schemas, with the names that fields had in the versions before."""
+    from producer.parts import make_source, settled_schemas
 
     sources = {name: make_source(config, name) for name in dict.fromkeys(stream.source for stream in streams)}
     try:
         for source in sources.values():
             await source.start()
-        return [(stream, schemas_of(stream, await sources[stream.source].describe(stream))) for stream in streams]
+        return [
+            (stream, await settled_schemas(stream, await sources[stream.source].describe(stream), past))
+            for stream in streams
+        ]
     finally:
         for source in sources.values():
             await options.close(source)
@@ -125,7 +175,7 @@ def _with_registry(args: argparse.Namespace, act: _Act) -> list[dict[str, Any]]:
             raise ConfigError("no schema_registry is configured", hint="without one, schemas are in the state topic")
         try:
             await client.start()
-            found = await _schemas(config, _chosen(config, args.stream))
+            found = await _schemas(config, _chosen(config, args.stream), client)
             return [line for stream, schemas in found for line in await act(client, stream, schemas)]
         finally:
             await options.close(client)

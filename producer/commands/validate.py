@@ -107,6 +107,8 @@ async def _validate(config: Config, path: str) -> list[Check]:
     head = Check("configuration", True, f"{path}: {len(config.streams)} stream(s), {len(config.sources)} source(s)")
     in_sources, in_broker, in_registry, in_store = _Report(), _Report(), _Report(), _Report()
     found, broker = await asyncio.gather(_sources(config, in_sources), _broker(config, in_broker))
+    if config.schema_registry is None and broker:
+        await _names(config, found, in_registry)
     await asyncio.gather(_registry(config, found, in_registry), _checkpoints(config, found, broker, in_store))
     return [head, *in_sources.checks, *in_broker.checks, *in_registry.checks, *in_store.checks]
 
@@ -223,8 +225,20 @@ async def _cluster(config: Config) -> str:
     return ""
 
 
+async def _names(config: Config, found: Iterable[_Found], report: _Report) -> None:
+    """Where the versions of the schemas are in the state topic: whether each field keeps its column."""
+    from producer.parts import past_schemas, settled_schemas
+
+    past = past_schemas(config, None)
+    for item in found:
+        if item.schemas is not None:
+            settled = settled_schemas(item.stream, item.dataset, past)
+            told = f"stream {item.stream.name}: names in the Avro schema"
+            await report.attempt(told, settled, lambda _: "each field keeps its column")
+
+
 async def _registry(config: Config, found: Iterable[_Found], report: _Report) -> None:
-    from producer.parts import make_registry
+    from producer.parts import make_registry, settled_schemas
 
     if config.schema_registry is None:
         return
@@ -240,8 +254,8 @@ async def _registry(config: Config, found: Iterable[_Found], report: _Report) ->
     async def accepted(client: RegistryClient, item: _Found) -> str:
         from producer.errors import SchemaIncompatibleError
 
-        assert item.schemas is not None
-        for schema, is_key in ((item.schemas.key, True), (item.schemas.value, False)):
+        schemas = await settled_schemas(item.stream, item.dataset, client)
+        for schema, is_key in ((schemas.key, True), (schemas.value, False)):
             if schema is None:
                 continue
             if not create:

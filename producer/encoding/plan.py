@@ -176,11 +176,11 @@ def kind_of(avro: AvroType) -> tuple[str, str, Mapping[str, Any]]:
 
 
 def source_column(field: Mapping[str, Any], names: Mapping[str, int]) -> int | None:
-    """The index of the column that an Avro field takes its values from: by `column`, its own name, or an alias."""
-    for name in (field.get("column"), field["name"], *field.get("aliases", ())):
-        if name is not None and name in names:
-            return names[name]
-    return None
+    """The index of the column that an Avro field takes its values from: by `column`, or without that by its own name or
+    an alias. The column of a field that names one is no other, also where it is gone."""
+    if "column" in field:
+        return names.get(field["column"])
+    return next((names[name] for name in (field["name"], *field.get("aliases", ())) if name in names), None)
 
 
 # --- compilation ----------------------------------------------------------------------------------------------------

@@ -6,6 +6,7 @@ starts a stream repeats it after a TransientError.
 
 from __future__ import annotations
 
+import asyncio
 import json
 import ssl
 from typing import Any
@@ -15,11 +16,13 @@ import httpx
 
 from producer.config import RegistryConfig
 from producer.encoding.compatibility import full_name, misreadings, reading_problems
+from producer.encoding.names import KnownNames
 from producer.errors import AuthenticationError, ConfigError, SchemaIncompatibleError, SinkUnavailableError
 from producer.urls import parse
 
 Json = Any
 _MISSING = frozenset({40401, 40402, 40403})  # no such subject, version, schema; some give the first for any of them
+_REQUESTS_AT_ONCE = 16
 _REGISTER = "producer schema register CONFIG"
 
 
@@ -44,6 +47,7 @@ class RegistryClient:
         self._auth = httpx.BasicAuth(username, password) if username else None
         self._client: httpx.AsyncClient | None = None
         self._prefixes: dict[tuple[str, str], bytes] = {}  # by subject and schema
+        self._versions: dict[tuple[str, int], Json] = {}  # by subject and number; they never change
 
     async def start(self) -> None:
         """Proves that a registry is there and takes the credentials. Idempotent."""
@@ -126,6 +130,27 @@ class RegistryClient:
             return json.loads(answer["schema"])
         return None
 
+    async def known_names(self, topic: str, key: Json, value: Json) -> tuple[KnownNames, KnownNames]:
+        """See `producer.parts.PastSchemas`: of all versions of the subjects that have the schema's name."""
+        in_key = KnownNames() if key is None else await self._known_names(topic, key, is_key=True)
+        return in_key, await self._known_names(topic, value, is_key=False)
+
+    async def _known_names(self, topic: str, schema: Json, *, is_key: bool) -> KnownNames:
+        subject = self.subject(topic, schema, is_key=is_key)
+        path = f"/subjects/{quote(subject, safe='')}/versions"
+        status, numbers = await self._request("GET", path)
+        if status == 404:
+            return KnownNames()
+        if status != 200 or not isinstance(numbers, list):
+            raise self._unexpected(f"subject {subject!r}", status, numbers)
+        new = [number for number in numbers if (subject, number) not in self._versions]
+        for at in range(0, len(new), _REQUESTS_AT_ONCE):
+            some = new[at : at + _REQUESTS_AT_ONCE]
+            found = await asyncio.gather(*(self._version(f"{path}/{number}") for number in some))
+            self._versions |= {(subject, number): old for number, old in zip(some, found, strict=True)}
+        versions = [self._versions[subject, number] for number in sorted(numbers)]
+        return KnownNames().then(old for old in versions if full_name(old) == full_name(schema))
+
     async def check(self, topic: str, schema: Json, *, is_key: bool) -> list[str]:
         """Why the schema may not become the subject's next version, a line a field; empty where it may."""
         subject = self.subject(topic, schema, is_key=is_key)
@@ -163,9 +188,12 @@ class RegistryClient:
 
     async def _newest(self, quoted: str) -> Json | None:
         """A subject's newest schema; None where it has none, or none of Avro."""
-        status, latest = await self._request("GET", f"/subjects/{quoted}/versions/latest")
-        found = status == 200 and isinstance(latest, dict) and latest.get("schemaType", "AVRO") == "AVRO"
-        return json.loads(latest["schema"]) if found else None
+        return await self._version(f"/subjects/{quoted}/versions/latest")
+
+    async def _version(self, path: str) -> Json | None:
+        status, version = await self._request("GET", path)
+        found = status == 200 and isinstance(version, dict) and version.get("schemaType", "AVRO") == "AVRO"
+        return json.loads(version["schema"]) if found else None
 
     def _unexpected(self, what: str, status: int, answer: Json) -> ConfigError:
         return ConfigError(

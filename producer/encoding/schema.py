@@ -30,7 +30,6 @@ unions) is refused by name before anything is read.
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Iterable, Mapping
 from difflib import get_close_matches
 from typing import Any
@@ -39,31 +38,44 @@ import fastavro
 import fastavro.schema
 import pyarrow as pa
 
+from producer.encoding.names import (
+    KnownNames,
+    NamedColumn,
+    NameTakenError,
+    Path,
+    field_names,
+    free_name,
+    is_valid_name,
+    valid_name,
+)
 from producer.encoding.plan import Names, NotCovered, check_type, kind_of, source_column
 from producer.errors import SchemaIncompatibleError
 from producer.model import Dataset
 
 AvroSchema = dict[str, Any]
 
-_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
+NO_NAMES = KnownNames()
 
 
-def derive_value_schema(dataset: Dataset) -> AvroSchema:
-    """The record of all columns that are not hidden; the source's own schema where it has one."""
+def derive_value_schema(dataset: Dataset, known: KnownNames = NO_NAMES) -> AvroSchema:
+    """The record of all columns that are not hidden; the source's own schema where it has one.
+
+    `known` are the names in the versions before: SchemaIncompatibleError where a transform gives one to another column.
+    """
     if dataset.value_schema is not None:
         return dict(dataset.value_schema)
     fields = [field for field in dataset.schema if field.name not in dataset.hidden]
-    return _Deriver(dataset).record(valid_name(dataset.name), fields, dataset.comment)
+    return _Deriver(dataset, known).record(valid_name(dataset.name), fields, dataset.comment)
 
 
-def derive_key_schema(dataset: Dataset) -> AvroSchema | None:
+def derive_key_schema(dataset: Dataset, known: KnownNames = NO_NAMES) -> AvroSchema | None:
     """The record ``<name>_key`` of the key columns, none of them nullable; None for a table without a key."""
     if dataset.key_schema is not None:
         return dict(dataset.key_schema)
     if not dataset.key:
         return None
     fields = [dataset.schema.field(name).with_nullable(False) for name in dataset.key]
-    return _Deriver(dataset).record(f"{valid_name(dataset.name)}_key", fields, "")
+    return _Deriver(dataset, known).record(f"{valid_name(dataset.name)}_key", fields, "")
 
 
 def canonical_form(schema: Any) -> str:
@@ -84,14 +96,20 @@ def sha256_fingerprint(schema: Any) -> str:
     return str(fastavro.schema.fingerprint(canonical_form(schema), "sha256"))
 
 
+TAKEN_HINT = (
+    "give the field another name, or write to another topic; where the field is meant to hold both, list the former "
+    "column in its property former_columns, in a schema file"
+)
+
 # --- a schema given by the user -------------------------------------------------------------------------------------
 
 
-def check_schema(avsc: Any, dataset: Dataset) -> None:
+def check_schema(avsc: Any, dataset: Dataset, known: KnownNames = NO_NAMES) -> None:
     """SchemaIncompatibleError, naming each field that is wrong, unless every row of the table can be written as `avsc`.
 
-    A field takes its values from the column that its property ``column`` names, or its name, or an alias; without one
-    it needs a default. Integers may be narrowed and items of arrays may turn out null: those are checked row by row.
+    A field takes its values from the column that its property ``column`` names, or without that from the one of its
+    name or an alias; without one it needs a default. It may not hold another column than in the versions before, whose
+    names are `known`. Integers may be narrowed and items of arrays may turn out null: those are checked row by row.
     """
     try:
         names = Names(avsc)
@@ -108,9 +126,12 @@ def check_schema(avsc: Any, dataset: Dataset) -> None:
         raise SchemaIncompatibleError(f"{dataset.name}: the schema must be a record, not {kind_of(record)[0]}")
     by_name = {name: index for index, name in enumerate(dataset.schema.names)}
     problems = []
+    columns: dict[str, frozenset[str]] = {}
     for field in record["fields"]:
         index = source_column(field, by_name)
         if index is not None:
+            column = dataset.schema.field(index)
+            columns[field["name"]] = frozenset([column.name, _metadata(column, "source_column") or column.name])
             problem = _field_problem(names, field, dataset.schema.field(index))
         elif "default" not in field:
             near = get_close_matches(field["name"], by_name, 1)
@@ -124,6 +145,8 @@ def check_schema(avsc: Any, dataset: Dataset) -> None:
             f"{dataset.name}: the schema does not fit the table: {'; '.join(problems)}",
             hint="`producer schema show` prints the schema that fits",
         )
+    if taken := known.problems(record, columns):
+        raise SchemaIncompatibleError(f"{dataset.name}: {'; '.join(taken)}", hint=TAKEN_HINT)
 
 
 def _field_problem(names: Names, field: Mapping[str, Any], column: pa.Field) -> str:
@@ -169,38 +192,6 @@ def _digits(arrow: pa.DataType) -> tuple[int, int] | None:
 # --- names ----------------------------------------------------------------------------------------------------------
 
 
-def is_valid_name(name: str) -> bool:
-    """A name by Avro's rules, without a namespace."""
-    return _NAME.fullmatch(name) is not None
-
-
-def valid_name(name: str) -> str:
-    """`name` with all that Avro does not allow replaced by ``_``."""
-    cleaned = re.sub(r"[^A-Za-z0-9_]", "_", name)
-    return cleaned if is_valid_name(cleaned) else f"_{cleaned}"
-
-
-def valid_names(names: Iterable[str]) -> dict[str, str]:
-    """An Avro name for each column, all different: valid ones stay, made ones step aside by a number."""
-    columns = list(names)
-    taken = {name for name in columns if is_valid_name(name)}
-    chosen = {}
-    for column in columns:
-        if is_valid_name(column):
-            chosen[column] = column
-        else:
-            chosen[column] = _free(valid_name(column), taken)
-    return chosen
-
-
-def _free(wanted: str, taken: set[str]) -> str:
-    name, number = wanted, 2
-    while name in taken:
-        name, number = f"{wanted}_{number}", number + 1
-    taken.add(name)
-    return name
-
-
 def _namespace(text: str) -> str:
     return ".".join(valid_name(part) for part in text.split(".") if part)
 
@@ -214,11 +205,12 @@ def _metadata(field: pa.Field, name: str) -> str:
 
 
 class _Deriver:
-    """One schema in the making: remembers the names of types already taken."""
+    """One schema in the making: remembers the names of types already taken, and those that there were before."""
 
-    def __init__(self, dataset: Dataset) -> None:
+    def __init__(self, dataset: Dataset, known: KnownNames) -> None:
         self.table = dataset.name
         self.namespace = _namespace(dataset.namespace)
+        self.known = known
         self.taken: set[str] = set()
 
     def record(self, name: str, columns: Iterable[pa.Field], comment: str) -> AvroSchema:
@@ -229,18 +221,23 @@ class _Deriver:
             schema["namespace"] = self.namespace
         if comment:
             schema["doc"] = comment
-        schema["fields"] = self.fields(columns, name, "")
+        schema["fields"] = self.fields(columns, name, "", ())
         return schema
 
-    def fields(self, columns: Iterable[pa.Field], record: str, prefix: str) -> list[AvroSchema]:
+    def fields(self, columns: Iterable[pa.Field], record: str, prefix: str, path: Path) -> list[AvroSchema]:
         columns = list(columns)
         if len({column.name for column in columns}) < len(columns):
             raise SchemaIncompatibleError(f"{self.table}: {prefix or 'the table'} has two columns of one name")
-        names = valid_names(column.name for column in columns)
+        sources = {column.name: _metadata(column, "source_column") or column.name for column in columns}
+        try:
+            wanted = [NamedColumn(name, source) for name, source in sources.items()]
+            names = field_names(wanted, self.known.fields.get(path, {}))
+        except NameTakenError as error:
+            raise SchemaIncompatibleError(f"{self.table}: transforms: {error}", hint=TAKEN_HINT) from None
         out = []
         for column in columns:
             name = names[column.name]
-            avro = self.type(column, f"{record}_{name}", prefix + column.name)
+            avro = self.type(column, f"{record}_{name}", prefix + column.name, (*path, sources[column.name]))
             field: AvroSchema = {"name": name, "type": avro}
             if column.nullable and avro != "null":
                 field["type"] = ["null", avro]
@@ -250,61 +247,69 @@ class _Deriver:
                 field["doc"] = comment
             if name != column.name:
                 field["column"] = column.name
+            if sources[column.name] != column.name:
+                field["source_column"] = sources[column.name]
             out.append(field)
         return out
 
-    def named(self, kind: str, wanted: str, properties: Mapping[str, Any]) -> AvroSchema:
-        return {"type": kind, "name": _free(wanted, self.taken), **properties}
+    def named(self, kind: str, wanted: str, at: Path, properties: Mapping[str, Any]) -> AvroSchema:
+        name = self.known.types.get(at)
+        if name is None or name in self.taken:
+            others = {name for path, name in self.known.types.items() if path != at}
+            name = free_name(wanted, self.taken | others)
+        self.taken.add(name)
+        return {"type": kind, "name": name, **properties}
 
-    def item(self, field: pa.Field, name: str, path: str) -> Any:
-        avro = self.type(field, name, path)
+    def item(self, field: pa.Field, name: str, path: str, at: Path) -> Any:
+        avro = self.type(field, name, path, at)
         return ["null", avro] if field.nullable and avro != "null" else avro
 
-    def type(self, field: pa.Field, name: str, path: str) -> Any:
-        """The Avro type of a column's values, null aside. `name` is for a type that must have one."""
+    def type(self, field: pa.Field, name: str, path: str, at: Path) -> Any:
+        """The Avro type of a column's values, null aside. `name` is for a type that must have one, `path` for errors,
+        `at` for the names that there were."""
         arrow, t = field.type, pa.types
         if isinstance(arrow, pa.BaseExtensionType):
             if arrow.extension_name == "arrow.uuid":
                 return {"type": "string", "logicalType": "uuid"}
             logical = {b"avro.logical": b"json"} if arrow.extension_name == "arrow.json" else {}
             return self.type(
-                pa.field(field.name, arrow.storage_type, metadata=logical | (field.metadata or {})), name, path
+                pa.field(field.name, arrow.storage_type, metadata=logical | (field.metadata or {})), name, path, at
             )
         if t.is_dictionary(arrow) or t.is_run_end_encoded(arrow):
-            return self.type(pa.field(field.name, arrow.value_type, metadata=field.metadata), name, path)
+            return self.type(pa.field(field.name, arrow.value_type, metadata=field.metadata), name, path, at)
         if t.is_string(arrow) or t.is_large_string(arrow) or t.is_string_view(arrow):
-            return self.text(field, name)
+            return self.text(field, name, at)
         if t.is_fixed_size_binary(arrow):
             if _metadata(field, "avro.logical") == "uuid" and arrow.byte_width == 16:
                 return {"type": "string", "logicalType": "uuid"}
-            return self.named("fixed", name, {"size": arrow.byte_width})
+            return self.named("fixed", name, at, {"size": arrow.byte_width})
         if t.is_decimal(arrow):
             return decimal_type(arrow.precision, arrow.scale)
         if t.is_timestamp(arrow):
             return {"type": "long", "logicalType": "timestamp-micros" if arrow.tz else "local-timestamp-micros"}
         if t.is_struct(arrow):
             columns = [arrow.field(i) for i in range(arrow.num_fields)]
-            record = self.named("record", name, {})
-            return {**record, "fields": self.fields(columns, record["name"], f"{path}.")}
+            record = self.named("record", name, at, {})
+            return {**record, "fields": self.fields(columns, record["name"], f"{path}.", at)}
         if t.is_map(arrow):
             key = arrow.key_type
             if not (t.is_string(key) or t.is_large_string(key)):
                 raise self.refusal(path, arrow, "the keys of an Avro map are text")
-            return {"type": "map", "values": self.item(arrow.item_field, name, f"{path}{{}}")}
+            return {"type": "map", "values": self.item(arrow.item_field, name, f"{path}{{}}", at)}
         if _is_list(arrow):
-            return {"type": "array", "items": self.item(arrow.value_field, name, f"{path}[]")}
+            return {"type": "array", "items": self.item(arrow.value_field, name, f"{path}[]", at)}
         for matches, avro in _SIMPLE:
             if matches(arrow):
                 return avro
         raise self.refusal(path, arrow, "there is no Avro type for it")
 
-    def text(self, field: pa.Field, name: str) -> Any:
+    def text(self, field: pa.Field, name: str, at: Path) -> Any:
         if logical := _metadata(field, "avro.logical"):
             return {"type": "string", "logicalType": logical}
         if symbols := _metadata(field, "avro.enum"):
             values = json.loads(symbols)
             if values and all(map(is_valid_name, values)) and len(set(values)) == len(values):
-                return self.named("enum", name, {"symbols": values})
+                return self.named("enum", name, at, {"symbols": values})
             return {"type": "string", "symbols": values}
         return "string"
 

@@ -13,7 +13,7 @@ from producer.coordination.units import whole_state
 from producer.errors import ConfigError, ProducerError
 from producer.model import Dataset, Split
 from producer.ownership import refuse_other_query
-from producer.parts import identity_of, make_registry, make_source, make_store
+from producer.parts import identity_of, make_registry, make_source, make_store, past_schemas, settled_schemas
 from producer.protocols import CheckpointStore, ScanningSource, Source
 from producer.verify.compare import RangeCounts, Side, compare
 from producer.verify.datum import differing_fields
@@ -41,7 +41,8 @@ async def verify(config: Config, stream: StreamConfig, counts: Counts) -> Verifi
         dataset = await source.describe(stream)
         pieces = await _pieces(config, store, source, stream, dataset)
         letters = await read_dead_letters(config.kafka, stream)
-        rows = SourceSide(config, source, stream, dataset, pieces, letters, counts)
+        schemas = await settled_schemas(stream, dataset, past_schemas(config, registry))
+        rows = SourceSide(config, source, stream, dataset, pieces, letters, schemas, counts)
         records = TopicSide(config, stream, rows.schemas, registry, partitions, counts)
         ours, theirs = stack.enter_context(Side()), stack.enter_context(Side())
         try:

@@ -21,7 +21,7 @@ from producer.encoding.arrow_avro import AvroEncoder, EncodedColumn
 from producer.encoding.shown import shown
 from producer.errors import EncodeError, TransientError
 from producer.model import Dataset, Page, Position, RejectedRow, ScannedPage
-from producer.parts import schemas_of, transform_of
+from producer.parts import Schemas, transform_of
 from producer.protocols import NullKeySource, PageReader, ScanningSource, Source
 from producer.retry import attempts
 from producer.salvage import RowError, other_rows, salvage
@@ -68,6 +68,7 @@ class SourceSide:
         dataset: Dataset,
         pieces: Sequence[Piece],
         letters: DeadLetterKeys,
+        schemas: Schemas,
         counts: Counts,
     ) -> None:
         self._source = source
@@ -85,7 +86,7 @@ class SourceSide:
         self.ranges: ScanRanges | ReadRanges = self._scanned if self._scan() is not None else ReadRanges(pieces)
         self._transform = transform_of(stream, dataset)
         columns = dataset.schema if self._transform is None else self._transform.dataset.schema
-        self.schemas = schemas_of(stream, dataset)
+        self.schemas = schemas
         self.value = AvroEncoder(self.schemas.value, columns)
         self.key = AvroEncoder(self.schemas.key, columns) if self.schemas.key is not None else None
         counted = stream.traversal == "OFFSET"

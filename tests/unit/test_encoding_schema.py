@@ -10,6 +10,7 @@ import pyarrow as pa
 import pytest
 
 from producer.encoding.arrow_avro import AvroEncoder
+from producer.encoding.names import NamedColumn, field_names
 from producer.encoding.schema import (
     canonical_form,
     check_schema,
@@ -17,7 +18,6 @@ from producer.encoding.schema import (
     derive_key_schema,
     derive_value_schema,
     sha256_fingerprint,
-    valid_names,
 )
 from producer.errors import SchemaIncompatibleError
 from producer.model import Dataset
@@ -119,7 +119,8 @@ def test_metadata_makes_uuids_json_and_enums() -> None:
 
 
 def test_names_are_made_valid_and_different_with_the_column_kept() -> None:
-    names = valid_names(["a b", "a_b", "a-b", "1st", "größe", "ok"])
+    columns = ["a b", "a_b", "a-b", "1st", "größe", "ok"]
+    names = field_names([NamedColumn(name, name) for name in columns], {})
     assert names == {"a b": "a_b_2", "a_b": "a_b", "a-b": "a_b_3", "1st": "_1st", "größe": "gr__e", "ok": "ok"}
     schema = derive_value_schema(dataset(pa.field("Odd Name", pa.int64()), name='public."t-1"', namespace="my-shop.1"))
     assert (schema["name"], schema["namespace"]) == ("public__t_1_", "my_shop._1")
