@@ -1,4 +1,5 @@
-"""Fields keep their columns on the topic: over changes between runs and while a stream runs, with a registry and without."""
+"""Fields keep their columns on the topic: when the table changes between runs or during one, with and without a
+registry."""
 
 from __future__ import annotations
 
@@ -28,7 +29,7 @@ CASES = [
     ("mariadb", False, True),
     ("sqlite", False, False),
 ]
-STORES = [{}, {"delivery": "exactly_once", "checkpoints": {"type": "kafka"}}]
+EXACTLY_ONCE = {"delivery": "exactly_once", "checkpoints": {"type": "kafka"}}
 
 
 class Changing:
@@ -65,9 +66,7 @@ async def check(drifting: Drifting, expected: dict[str, str], differing: int = 0
     newest = await drifting.values(newest=True)
     assert set(newest[-1]) == {"id", *expected}
     for row in newest:
-        assert {
-            name: value for name, value in row.items() if name != "id" and value not in (None, expected[name])
-        } == {}
+        assert all(value in (None, expected[name]) for name, value in row.items() if name != "id"), row
     own: dict[str, set[str]] = {}
     for row in await drifting.values():
         for name, value in row.items():
@@ -121,9 +120,8 @@ async def _running(drifting: Drifting) -> AsyncIterator[None]:
     assert drifting.done[0].state == "stopped", drifting.done[0]
 
 
-@pytest.mark.parametrize("store", STORES, ids=["file", "kafka"])
 async def test_a_schema_file_that_moves_a_field_is_refused_by_run_and_validate(
-    store: dict[str, Any], request: pytest.FixtureRequest, kafka_bootstrap: str, unique: str, tmp_path: Path
+    request: pytest.FixtureRequest, kafka_bootstrap: str, unique: str, tmp_path: Path
 ) -> None:
     with contextlib.closing(databank("sqlite", request)) as bank:
         drifting = stream_of(bank, None, kafka_bootstrap, unique, tmp_path)
@@ -131,7 +129,7 @@ async def test_a_schema_file_that_moves_a_field_is_refused_by_run_and_validate(
         table.add("net$", "net#")
         table.insert()
         path = tmp_path / "producer.yaml"
-        document: dict[str, Any] = json.loads(json.dumps(_document(path))) | store
+        document: dict[str, Any] = _document(path) | EXACTLY_ONCE
         drifting.config = _written(path, document)
         assert (await drifting.run()).state == "complete"
         field = {"name": "net_", "column": "net#", "type": ["null", "string"], "default": None}
@@ -164,8 +162,7 @@ async def test_the_schema_command_shows_and_registers_what_a_run_uses(
         path = tmp_path / "producer.yaml"
         shown = await asyncio.to_thread(answer, "schema", "show", path, "--json")
         assert [field["name"] for field in shown["value"]["fields"]] == ["id", "net__2"]
-        for action in ("check", "register"):
-            assert (await asyncio.to_thread(producer, "schema", action, path)).returncode == 0
+        assert (await asyncio.to_thread(producer, "schema", "register", path)).returncode == 0
         document = _document(path)
         document["schema_registry"]["auto_register"] = False
         drifting.config = _written(path, document)
