@@ -1,7 +1,7 @@
 """The session settings of MySQL and MariaDB that could change what is read, and literals that mean the same under all.
 
-Every connection sets them before its first query. A literal depends on none of them: text and bytes are written in
-hexadecimal, without a backslash or a quote.
+Every connection sets them before its first query. A literal depends on none of them: bytes are written in hexadecimal,
+and so is a text with anything that one of the modes reads in its own way.
 """
 
 from __future__ import annotations
@@ -74,6 +74,8 @@ VARIABLES = (
     + ")"
 )
 
+#: A text that is the same in every mode and character set: not empty (Oracle's NULL), without quotes and backslashes.
+_PLAIN = re.compile(r"[ !#-&(-\[\]-~]+")
 _CHARACTER_SET = re.compile(r" character set (\w+)$")
 
 
@@ -106,6 +108,8 @@ def literal(value: Any, sql_type: str = "") -> str:
             return f"{value:f}"
         case uuid.UUID():
             return literal(str(value))
+        case str() if _PLAIN.fullmatch(value):
+            return f"'{value}'"
         case str():
             return f"_utf8mb4 x'{value.encode().hex()}'"
         case bytes():

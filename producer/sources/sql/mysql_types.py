@@ -35,6 +35,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from producer.errors import ConfigError
 from producer.model import KeyScalar
 from producer.sources.sql.arrow import Unreadable, decimal_type
 from producer.sources.sql.names import quote
@@ -175,14 +176,16 @@ def _as_stored(ref: str, charset: str) -> str:
 
 def ordinal(sql_type: str, value: Any) -> Any:
     """A key's value as the number by which the server orders it, where that is another than its text's or bytes' order:
-    ENUM by the place of the symbol (0 for none), SET and BIT by their bits. Any other value is as it was."""
+    ENUM by the place of the symbol (0 for none), SET and BIT by their bits. Any other value is as it was. ConfigError
+    for a text that is no label."""
     if isinstance(value, str) and sql_type.startswith(("enum(", "set(")):
         places = {symbol: place for place, symbol in enumerate(_symbols(sql_type), start=1)}
-        if sql_type.startswith("enum("):
-            return places.get(value, 0) if value in places or not value else value
-        names = value.split(",") if value else []
-        if all(name in places for name in names):
-            return sum(1 << (places[name] - 1) for name in names)
+        names = [value] if sql_type.startswith("enum(") else value.split(",")
+        if not value and value not in places:
+            return 0
+        if not places.keys() >= set(names):
+            raise ConfigError(f"{value!r} is no value of {sql_type}")
+        return places[value] if sql_type.startswith("enum(") else sum(1 << (places[name] - 1) for name in names)
     if isinstance(value, bytes) and sql_type.startswith("bit("):
         return int.from_bytes(value, "big")
     return value
