@@ -48,7 +48,7 @@ ELSEWHERE = frozenset(
 )
 
 #: Settings that MySQL has and MariaDB has not, or not yet.
-OF_MYSQL = frozenset({"character_set_collations", "explain_format"})
+OF_MYSQL = frozenset({"character_set_collations", "explain_format", "transaction_isolation", "transaction_read_only"})
 
 Server: TypeAlias = "pymysql.Connection[Any]"
 

@@ -358,8 +358,7 @@ class MysqlSession:
     async def _prepare(self, connection: AsyncConnection) -> None:
         found = (await connection.exec_driver_sql(mysql_session.VARIABLES)).fetchall()
         variables = {str(row._mapping["Variable_name"]): str(row._mapping["Value"]) for row in found}
-        for statement in mysql_session.preparation(variables, self._options.statement_timeout_s):
-            await connection.exec_driver_sql(statement)
+        await connection.exec_driver_sql(mysql_session.preparation(variables, self._options.statement_timeout_s))
 
 
 def _engine(url: URL, options: Options) -> AsyncEngine:

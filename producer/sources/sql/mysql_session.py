@@ -46,6 +46,10 @@ SETTINGS: Mapping[str, str] = {
     "sql_select_limit": "18446744073709551615",
     "standard_compliant_cte": "1",
     "system_versioning_asof": "DEFAULT",  # the rows of now, not those of the past
+    "transaction_isolation": "'REPEATABLE-READ'",
+    "transaction_read_only": "1",
+    "tx_isolation": "'REPEATABLE-READ'",  # as MariaDB calls it
+    "tx_read_only": "1",
     "wait_timeout": "28800",
     "wsrep_dirty_reads": "0",
 }
@@ -56,8 +60,7 @@ FIRST = "SET " + ", ".join(
     f"SESSION {name} = {SETTINGS[name]}"
     for name in ("sql_mode", "sql_select_limit", "completion_type", "max_join_size", "sql_big_selects")
 )
-_NAMES = "SET NAMES utf8mb4 COLLATE utf8mb4_general_ci"
-_READ_ONLY = "SET SESSION TRANSACTION ISOLATION LEVEL REPEATABLE READ, READ ONLY"
+_NAMES = "NAMES utf8mb4 COLLATE utf8mb4_general_ci"
 
 #: The settings that a proxy between may reset, as one text; it is asked for with each page.
 STATE = (
@@ -79,8 +82,8 @@ _PLAIN = re.compile(r"[ !#-&(-\[\]-~]+")
 _CHARACTER_SET = re.compile(r" character set (\w+)$")
 
 
-def preparation(variables: Mapping[str, str], timeout_s: float) -> list[str]:
-    """The statements of a new connection; `variables` is what `VARIABLES` gives, `timeout_s` the limit of a query."""
+def preparation(variables: Mapping[str, str], timeout_s: float) -> str:
+    """The statement of a new connection; `variables` is what `VARIABLES` gives, `timeout_s` the limit of a query."""
     settings = {name: value for name, value in SETTINGS.items() if name in variables}
     if "max_statement_time" in variables:  # MariaDB
         settings["max_statement_time"] = f"{timeout_s:f}"
@@ -88,8 +91,7 @@ def preparation(variables: Mapping[str, str], timeout_s: float) -> list[str]:
             settings["timestamp"] = "DEFAULT"
     elif "max_execution_time" in variables:
         settings["max_execution_time"] = f"{round(timeout_s * 1000):d}"
-    listed = ", ".join(f"SESSION {name} = {value}" for name, value in settings.items())
-    return [f"SET {listed}", _NAMES, _READ_ONLY]
+    return "SET " + ", ".join([*(f"SESSION {name} = {value}" for name, value in settings.items()), _NAMES])
 
 
 def literal(value: Any, sql_type: str = "") -> str:
