@@ -424,3 +424,60 @@ async def test_rows_are_counted_and_named(bank: Databank) -> None:
             assert (kind, found.columns, sorted(found.named)) == (kind, columns, sorted(named))
     finally:
         bank.run("drop table counted_rows")
+
+
+async def test_a_zero_date_is_not_null(request: pytest.FixtureRequest) -> None:
+    bank = databank("mariadb", request)
+    bank.run("set session sql_mode = ''")
+    bank.run("create table dated (id int not null, day date not null)")
+    bank.insert("dated", [(1, "0000-00-00"), (2, "2020-01-01")])
+    bank.run(
+        "create view days as select t.*, o.day as other from dated t left join dated o on o.id = t.id and o.id = 2"
+    )
+    try:
+        async with open_source(bank.url) as source:
+            for column, nulls_in in (("day", {}), ("other", {"other": 1})):
+                config = stream("days", key=[column])
+                await source.describe(config)
+                assert (await source.null_keys(config)).columns == nulls_in
+    finally:
+        bank.run("drop view days")
+        bank.run("drop table dated")
+        bank.close()
+
+
+IDENTITIES = {
+    "uuid": "'00000000-0000-0000-0000-00000000000{}'",
+    "numeric": "{}.50",
+    "float8": "{}.25",
+    "timestamptz": "'2020-01-0{} 00:00:00+00'",
+    "date": "'2020-01-0{}'",
+    "bytea": r"'\x0{}'",
+    "text": "'it''s {}'",
+    "inet": "'10.0.0.{}'",
+    "letters": "'{}'",
+}
+
+
+async def test_rows_are_told_apart_by_a_key_of_any_type(request: pytest.FixtureRequest) -> None:
+    bank = databank("postgres", request)
+    bank.run("create type letters as enum ('3', '1', '2')")
+    found: dict[str, list[int]] = {}
+    for kind, value in IDENTITIES.items():
+        bank.run(f"create table identified (k {kind} primary key, changed timestamptz)")
+        for n in (1, 2, 3):
+            bank.run(f"insert into identified values ({value.format(n)}, null)")
+        config = stream("identified", order_by=["changed"])
+        async with open_source(bank.url) as source:
+            await source.describe(config)
+            known: frozenset[bytes] = frozenset()
+            counts: list[int] = []
+            for _ in range(3):
+                rows = await source.null_rows(config, known, limit=2, most=10)
+                known |= {digest for digest, _ in rows.new}
+                counts += [len(rows.new), len(rows.digests)]
+            found[kind] = counts
+        bank.run("drop table identified")
+    bank.run("drop type letters")
+    bank.close()
+    assert found == {kind: [2, 3, 1, 3, 0, 3] for kind in IDENTITIES}

@@ -21,13 +21,14 @@ from producer.coordination.units import reset_whole
 from producer.errors import (
     CheckpointConflictError,
     CheckpointLostError,
+    NullKeyError,
     OtherQueryError,
     SourceUnavailableError,
     StoreUnavailableError,
 )
 from producer.inflight import ByteBudget
 from producer.metrics import Metrics
-from producer.model import Between, Checkpoint, Dataset, KeyPosition, Split, StreamState
+from producer.model import Between, Checkpoint, Dataset, KeyPosition, NullKeys, NullRows, Split, StreamState
 from producer.service import sharing as joined
 from producer.unit import Engine
 from tests.unit.engine import MemoryStore, Prepared, ScriptedSource, ScriptedWriter
@@ -492,3 +493,31 @@ async def test_a_stop_does_not_wait_for_the_group_to_take_the_process_in(monkeyp
     async with asyncio.timeout(5):
         async with joined(configuration(), [], stop):
             pass
+
+
+@dataclass
+class SourceWithNullKeys(ScriptedSource):
+    """One row has no key."""
+
+    async def null_columns(self, stream: StreamConfig) -> Sequence[str]:
+        return ["id"]
+
+    async def null_keys(self, stream: StreamConfig, named: int = 10) -> NullKeys:
+        await asyncio.sleep(0.1)  # longer than others need to see that all splits are done
+        return NullKeys({"id": 1}, ("id=NULL",))
+
+    async def null_rows(self, stream: StreamConfig, known: frozenset[bytes], *, limit: int, most: int) -> NullRows:
+        raise AssertionError("on_bad_record is fail")
+
+
+@pytest.mark.parametrize("runs", [1, 2])
+async def test_a_snapshot_is_not_complete_before_its_search_for_null_keys(runs: int) -> None:
+    writer, store = ScriptedWriter(), MemoryLendingStore()
+    for _ in range(runs):  # the second run finds all splits done
+        with shared(SourceWithNullKeys(200, cuts=(100,)), writer, store, asyncio.Event()) as stream:
+            await stream.start()
+            await stream.own([0, 1])
+            async with asyncio.timeout(10):
+                await stream.run()
+        assert isinstance(stream.failure, NullKeyError)
+    assert sorted(writer.sent) == list(range(1, 201))

@@ -153,6 +153,8 @@ def column(declared: Declared) -> Column:
         guard,
         refused="" if known else f"is of type {declared.full}, which has no form",
         sortable=_is_sortable(declared),
+        # Of a column that is NOT NULL (in a view's table) the server takes a zero date for NULL.
+        absent=f"{ref} <=> NULL" if kind in ("date", "datetime") and not declared.nullable else "",
     )
 
 

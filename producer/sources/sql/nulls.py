@@ -83,13 +83,14 @@ def _parts(selection: Selection, traversal: Traversal, mark: str) -> list[tuple[
     """For each column the rows in which it is the first one with a NULL. An index on the column finds these."""
     columns = nullable_columns(selection, traversal)
     names = [f"t.{quote(column.name, mark)}" for column in columns]
+    absent = [column.absent or f"{name} IS NULL" for column, name in zip(columns, names, strict=True)]
     everything = replace(selection, reach="")
     return [
         (
             column,
             keyset.also(
                 everything,
-                " AND ".join([f"{names[i]} IS NULL", *(f"{before} IS NOT NULL" for before in names[:i])]),
+                " AND ".join([absent[i], *(f"{before} IS NOT NULL" for before in names[:i])]),
             ),
         )
         for i, column in enumerate(columns)

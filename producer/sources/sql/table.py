@@ -82,6 +82,7 @@ class Column:
     column's order, by their usual signs, where these signs may mean others; ``{}`` in `operand` stands for the column
     in them. `position` is the expression of the value's text where its form in pages cannot be read back ('' where it
     can); `cast` the type that reads it, if it is not `sql_type`. `unfit` finds the rows whose values cannot be a key.
+    `absent` is the condition that the column is NULL, where ``IS NULL`` says so of other values, too.
     """
 
     name: str
@@ -99,6 +100,7 @@ class Column:
     position: str = ""
     cast: str = ""
     unfit: Unfit | None = None
+    absent: str = ""
 
     def operator(self, sign: str) -> str:
         """How the comparison `sign` is written for this column."""
