@@ -12,7 +12,17 @@ from producer.importing.settings import Draft
 _SCHEMES = {"postgresql": "postgresql", "mysql": "mysql", "mariadb": "mariadb", "sqlite": "sqlite"}
 _USER = ("DATABASE_USER", "the database's user, percent-encoded")
 _PASSWORD = ("DATABASE_PASSWORD", "the database's password, percent-encoded: it stands in a URL")
-_KEPT = ("sslmode", "sslrootcert", "sslcert", "sslkey")
+_KEPT = ("sslmode", "sslrootcert", "sslcert", "sslkey", "target_session_attrs")
+#: JDBC's targetServerType as libpq has it; preferPrimary has no such form.
+_WANTED = {
+    "any": "any",
+    "primary": "read-write",
+    "master": "read-write",
+    "secondary": "standby",
+    "slave": "standby",
+    "preferSecondary": "prefer-standby",
+    "preferSlave": "prefer-standby",
+}
 
 
 def from_jdbc(draft: Draft, url: str, user: str) -> str:
@@ -38,11 +48,15 @@ def from_jdbc(draft: Draft, url: str, user: str) -> str:
         hosts, port = parts.netloc.rpartition("@")[2], parts.port if "," not in parts.netloc else None
     except ValueError:
         raise ConfigError("connection.url is not a JDBC URL", hint="such as jdbc:postgresql://host/database") from None
-    if "," in hosts:
+    asked = dict(parse_qsl(parts.query, keep_blank_values=True))
+    if "," in hosts and kind != "postgresql":
         hosts = hosts.split(",")[0]
         draft.note("connection.url", "names several hosts; only the first one is used")
-    host, _, told = hosts.partition(":") if not hosts.startswith("[") else (hosts, "", "")
-    asked = dict(parse_qsl(parts.query, keep_blank_values=True))
+    elif wanted := _WANTED.get(asked.get("targetServerType", "")):
+        del asked["targetServerType"]
+        asked["target_session_attrs"] = wanted
+    several = "," in hosts or hosts.startswith("[")
+    host, _, told = (hosts, "", "") if several else hosts.partition(":")
     user = user or asked.pop("user", "") or (parts.username or "")
     for secret in ("user", "password"):
         asked.pop(secret, None)

@@ -133,7 +133,11 @@ def test_modes_of_jdbc(converted: Any, mode: dict[str, str], expected: tuple[str
         ("jdbc:mariadb://db:3307/shop?useSSL=false", "mariadb://db:3307/shop"),
         ("jdbc:sqlite:/data/shop.db", "sqlite:////data/shop.db"),
         ("jdbc:postgresql:shop", "postgresql://localhost/shop"),
-        ("jdbc:postgresql://a:5433,b/shop", "postgresql://a:5433/shop"),
+        ("jdbc:postgresql://a:5433,b/shop", "postgresql://a:5433,b/shop"),
+        (
+            "jdbc:postgresql://a:5433,b/shop?targetServerType=primary",
+            "postgresql://a:5433,b/shop?target_session_attrs=read-write",
+        ),
         ("${file:/etc/secrets:url}", "something"),
     ],
 )
