@@ -121,7 +121,7 @@ GROUP BY i.indexrelid, i.indisprimary, i.indnkeyatts
 HAVING bool_and(a.attnotnull AND (k.collated = a.attcollation OR coalesce(c.collisdeterministic, true)))
 ORDER BY i.indisprimary DESC, i.indnkeyatts, i.indexrelid
 """
-_BASE, _BUILTIN = 3, 7  # in a row of _TYPES
+_KIND, _BASE, _ITEM, _BUILTIN, _PARTS = 2, 3, 6, 7, 11  # in a row of _TYPES
 #: text_pattern_ops (of varchar as well) and bpchar_pattern_ops.
 _TEXT_PATTERN, _BPCHAR_PATTERN = 2095, 2097
 _PARAMETERS = """
@@ -129,7 +129,7 @@ SELECT coalesce(array_agg(format_type(p.type, -1) ORDER BY p.place), '{}')
 FROM pg_prepared_statements s, unnest(s.parameter_types) WITH ORDINALITY p(type, place)
 WHERE s.name = 'producer_probe'
 """
-# The columns of the table with the name $1 as a number; and the types that they are made of, with the labels of enums.
+# The columns of the table with the name $1 as a number; and some types, with the labels of enums.
 # These are read under the role's own search path, so all names have their schema.
 _SHAPE = """
 SELECT COALESCE(pg_catalog.sum(pg_catalog.hashtextextended(
@@ -138,22 +138,11 @@ FROM pg_catalog.pg_attribute a WHERE a.attrelid OPERATOR(pg_catalog.=) pg_catalo
   AND a.attnum OPERATOR(pg_catalog.>) 0 AND NOT a.attisdropped
 """
 _TYPES_SHAPE = """
-WITH RECURSIVE used(oid) AS (
-  SELECT a.atttypid FROM pg_catalog.pg_attribute a
-  WHERE a.attrelid OPERATOR(pg_catalog.=) pg_catalog.to_regclass($1)
-    AND a.attnum OPERATOR(pg_catalog.>) 0 AND NOT a.attisdropped
-  UNION
-  SELECT x.oid FROM used JOIN pg_catalog.pg_type p ON p.oid OPERATOR(pg_catalog.=) used.oid,
-    LATERAL (VALUES (p.typbasetype), (p.typelem)) x(oid)
-  WHERE x.oid OPERATOR(pg_catalog.<>) 0
-)
 SELECT COALESCE(pg_catalog.sum(pg_catalog.hashtextextended(pg_catalog.concat_ws(
   '/', p.oid, p.typtype, p.typbasetype, p.typtypmod, e.enumlabel, e.enumsortorder), 0)), 0)
-FROM used JOIN pg_catalog.pg_type p ON p.oid OPERATOR(pg_catalog.=) used.oid
-  LEFT JOIN pg_catalog.pg_enum e ON e.enumtypid OPERATOR(pg_catalog.=) p.oid
+FROM pg_catalog.pg_type p LEFT JOIN pg_catalog.pg_enum e ON e.enumtypid OPERATOR(pg_catalog.=) p.oid
+WHERE p.oid OPERATOR(pg_catalog.=) ANY ('{%s}'::pg_catalog.oid[])
 """
-#: Separates the two in a shape; a table of built-in types has the first alone.
-_AND_TYPES = "/"
 
 
 def reflect(run: Run, name: str, path: tuple[str, ...], decimal: str | None) -> Table:
@@ -166,8 +155,7 @@ def reflect(run: Run, name: str, path: tuple[str, ...], decimal: str | None) -> 
     source = f"{quote(schema)}.{quote(table)}"
     # Compiling the queries of the catalog would take a hundred times as long as running them.
     run(f"SELECT {pin(CATALOG_PATH)}, pg_catalog.set_config('jit', 'off', true)", ())
-    ((columns_shape, types_shape),) = run(f"SELECT {_shape(types=False)}, {_shape(types=True)}", (source,))  # first:
-    types = {row[0]: row for row in run(_TYPES, (oid,))}  # what changes from here on is seen
+    shape, types = _shape_and_types(run, source, oid)  # first: what changes from here on is seen
     ((loose, partly_foreign),) = run(_LOOSE, (oid,))
 
     def grant(column: str) -> str:
@@ -190,20 +178,35 @@ def reflect(run: Run, name: str, path: tuple[str, ...], decimal: str | None) -> 
         comment,
         is_view or partly_foreign,
         inherited=inherited,
-        shape=columns_shape if all(row[_BUILTIN] for row in types.values()) else types_shape,
+        shape=shape,
         untracked="" if tracked else grant("xmin"),
         filtered=filtered,
     )
 
 
-def _shape(*, types: bool) -> str:
+def _shape_and_types(run: Run, source: str, oid: int) -> tuple[str, dict[int, tuple[Any, ...]]]:
+    """The table's shape, and after it the types that its columns are made of; the shape knows those that may change."""
+    made: set[str] = set()
+    while True:
+        ((shape,),) = run(f"SELECT {_shape(sorted(made))}", (source,))
+        types = {row[0]: row for row in run(_TYPES, (oid,))}
+        found = {str(number) for number, row in types.items() if not row[_BUILTIN]}
+        if found <= made:
+            return shape, types
+        made = found
+
+
+def _shape(types: Sequence[str]) -> str:
+    """An expression of the columns, and of the types with these oids, which it names at its end."""
     columns = f"({_SHAPE})::pg_catalog.text"
-    return f"pg_catalog.concat({columns}, '{_AND_TYPES}', ({_TYPES_SHAPE}))" if types else columns
+    listed = ",".join(types)
+    return f"pg_catalog.concat({columns}, '/', ({_TYPES_SHAPE % listed}), '/{listed}')" if types else columns
 
 
 def shape_query(table: Table) -> str:
     """An expression of the table's present shape; ``$1`` is its quoted name."""
-    return _shape(types=_AND_TYPES in table.shape)
+    types = table.shape.rpartition("/")[2] if "/" in table.shape else ""
+    return _shape(types.split(",") if types else ())
 
 
 def _column(
@@ -247,7 +250,15 @@ def _type(oid: int, modifier: int, dimensions: int, types: Mapping[int, tuple[An
     if base:
         return _type(base, base_modifier, base_dimensions, types)
     element = _type(item, modifier, 0, types) if item else None
-    return TypeInfo(name, sql, kind, modifier, builtin, tuple(labels), element, dimensions)
+    nests = kind == "c" and _holds_array(oid, types)
+    return TypeInfo(name, sql, kind, modifier, builtin, tuple(labels), element, dimensions, nests)
+
+
+def _holds_array(oid: int, types: Mapping[int, tuple[Any, ...]]) -> bool:
+    """Whether the type is an array, or made of one. A composite type is never made of itself."""
+    row = types[oid]
+    inner = [row[_BASE]] if row[_BASE] else row[_PARTS] if row[_KIND] == "c" else []
+    return bool(row[_ITEM]) or any(_holds_array(one, types) for one in inner)
 
 
 def _no_such_table(run: Run, name: str, path: tuple[str, ...]) -> ConfigError:

@@ -24,6 +24,7 @@ raise EncodeError with the column and the row's key.
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -65,7 +66,7 @@ class TypeInfo:
     """One row of pg_type, with domains followed down to their base: `modifier` is the column's or the domain's.
 
     `kind` is pg_type.typtype (b base, c composite, e enum, r range, m multirange, p pseudo); `item` is the element type
-    of a true array.
+    of a true array. `nests` says that a composite type has an array in it.
     """
 
     name: str
@@ -76,6 +77,7 @@ class TypeInfo:
     labels: tuple[str, ...] = ()
     item: TypeInfo | None = None
     dimensions: int = 0
+    nests: bool = False
 
 
 def column(name: str, info: TypeInfo, shown: str, *, nullable: bool, comment: str, decimal: str | None) -> Column:
@@ -83,7 +85,7 @@ def column(name: str, info: TypeInfo, shown: str, *, nullable: bool, comment: st
     the stream's wish for numerics without precision."""
     ref = f"t.{quote(name)}"
     arrow, select, extra = _array(ref, info, decimal) if info.item else _scalar(ref, info, decimal)
-    odd = _odd_array(ref, many=info.dimensions > 1) if info.item else ""
+    odd = _odd(ref, info)
     guard = f"CASE WHEN {odd} THEN {ref}::text END" if odd else ""
     if odd:  # the driver refuses a whole page for the one, and to_json loses the bounds
         select = f"CASE WHEN {odd} THEN NULL ELSE {select} END"
@@ -96,7 +98,7 @@ def column(name: str, info: TypeInfo, shown: str, *, nullable: bool, comment: st
         guard,
         refused=f"has the pseudo-type {info.sql}, which has no values to read" if info.kind == "p" else "",
         sortable=info.item is None,
-        wire="" if info.item else _wire(ref, select, info),
+        wire="" if odd else _wire(ref, select, info),
     )
 
 
@@ -157,20 +159,24 @@ def _numeric(modifier: int, decimal: str | None) -> pa.DataType:
     return configured_decimal(decimal)
 
 
-def _odd_array(ref: str, *, many: bool) -> str:
-    """Whether an array has no form as a list of the declared dimensions: PostgreSQL shows bounds as ``[3:3]={7}`` where
-    one does not begin with 1."""
+def _odd(ref: str, info: TypeInfo) -> str:
+    """Whether a value has an array without a form as a list of the declared dimensions, as SQL: PostgreSQL shows bounds
+    as ``[3:3]={7}`` where one does not begin with 1. '' for a type without arrays."""
+    nested = rf"""{ref}::text ~ '[(,"](\[-?[0-9]+:-?[0-9]+\])+=\{{'"""
+    if info.item is None:
+        return nested if info.nests else ""
+    if info.dimensions <= 1:
+        return f"pg_catalog.array_ndims({ref}) > 1 OR pg_catalog.array_lower({ref}, 1) <> 1"
     bounds = f"replace(pg_catalog.array_dims({ref}), '[1:', '') LIKE '%[%'"
-    return bounds if many else f"pg_catalog.array_ndims({ref}) > 1 OR pg_catalog.array_lower({ref}, 1) <> 1"
+    return f"{bounds} OR {nested}" if info.item.nests else bounds
 
 
 def refuse_odd_arrays(texts: pa.Array) -> None:
-    """`Unreadable` at the first array that is there as text, because it has no form in its column's type."""
+    """`Unreadable` at the first value that is there as text: an array in it has no form in the type of its column."""
     for row in np.flatnonzero(texts.is_valid()).tolist():
         text = texts[row].as_py()
-        if text.startswith("["):
-            bounds = text.partition("=")[0]
-            reason = f"an array with the bounds {bounds}, which a list has not (c[:] of it begins with 1)"
+        if match := re.search(r"(?:\[-?\d+:-?\d+\])+(?==\{)", text):
+            reason = f"an array with the bounds {match[0]}, which a list has not (c[:] of it begins with 1)"
             raise Unreadable(row, reason)
         raise Unreadable(row, "an array of several dimensions, which the column does not declare")
 
