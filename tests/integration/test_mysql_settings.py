@@ -146,7 +146,8 @@ def settings(server: Server) -> Iterator[tuple[str, str]]:
             case "ENUM" if listed:
                 yield from ((name, f"'{choice}'") for choice in choices if choice != value)
             case "SET":
-                yield from ((name, f"'{choice}'") for choice in (*choices, listed, ""))
+                single = choices if name == "SQL_MODE" else choices[:1]
+                yield from ((name, f"'{choice}'") for choice in (*single, listed, ""))
             case "FLAGSET":
                 yield name, "'" + ",".join(f"{flag}=off" for flag in choices if flag != "default") + "'"
             case "DOUBLE" | "INT" | "INT UNSIGNED" | "BIGINT" | "BIGINT UNSIGNED" if least != value:

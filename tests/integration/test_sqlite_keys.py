@@ -186,6 +186,21 @@ async def test_an_index_that_does_not_tell_all_rows_apart_is_no_key(tmp_path: Pa
             await source.describe(stream("one"))
 
 
+@pytest.mark.parametrize("traversal", ["ID_RANGE", "OFFSET"])
+async def test_a_column_without_an_index_in_a_collation_of_the_application_is_read_but_no_key(
+    tmp_path: Path, traversal: str
+) -> None:
+    with closing(sqlite3.connect(tmp_path / "keys.db")) as connection:
+        connection.create_collation("mine", lambda a, b: (a > b) - (a < b))
+        connection.execute("create table one (i integer primary key, k text collate mine)")
+        connection.execute("insert into one values (1, 'b'), (2, 'a')")
+        connection.commit()
+    async with open_source(f"sqlite:///{tmp_path}/keys.db") as source:
+        assert await read(source, table="one", traversal=traversal) == [1, 2]
+        with pytest.raises(ConfigError, match="column 'k' of type TEXT with a collation of the application"):
+            await read(source, table="one", key=["k"], traversal=traversal)
+
+
 async def test_a_key_whose_text_is_not_utf_8_stops_the_stream(tmp_path: Path) -> None:
     """Its place among the others cannot be kept: as bytes it would be behind all texts."""
     make(tmp_path / "keys.db", Case("text primary key", ("'a'", "cast(x'62ff' as text)", "'c'", "'d'")))

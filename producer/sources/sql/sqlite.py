@@ -372,6 +372,7 @@ def _reflect(connection: Connection, name: str, decimal: str | None) -> Table:
     sql = "SELECT name, coll FROM pragma_index_xinfo(:index) WHERE key ORDER BY seqno"
     parts = {index: _rows(connection, sql, {"index": index}) for index, _ in indexes}
     unsorted = {column for listed in parts.values() for column, name in listed if name.upper() not in sqlite_keys.KNOWN}
+    unsorted = unsorted or sqlite_keys.unsorted(connection, real, [column.name for column in columns])
     for index, origin in indexes:
         names = tuple(column for column, _ in parts[index])
         # An index tells values apart by its own collation, comparisons by the column's; the binary one tells all apart.

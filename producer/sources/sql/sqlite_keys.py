@@ -34,6 +34,16 @@ def collation(connection: Connection, table: str, column: str) -> str:
     return "NOCASE" if cases == 1 else "RTRIM" if blanks == 1 else "BINARY"
 
 
+def unsorted(connection: Connection, table: str, columns: Sequence[str]) -> set[str]:
+    """Those of the columns that only the application compares. One query where there are none."""
+    every = f"SELECT * FROM {quote(table)} WHERE 0"
+    try:
+        connection.read(f"SELECT count(*) FROM ({every} UNION {every})")
+    except Error:
+        return {column for column in columns if not collation(connection, table, column)}
+    return set()
+
+
 def encoding(connection: Connection) -> str:
     """In which a text of the file is stored, as Python names it."""
     ((found,),) = tuples(connection.read("PRAGMA encoding"))
