@@ -23,7 +23,7 @@ from tests.integration.sql_reading import open_source, stream
 
 EXTENSIONS = ("citext", "hstore", "ltree", "cube", "seg", "isn", "lo")
 PAGE_SIZES, SPLITS = (1, 2, 7), (1, 3)
-_WORDS = ("", "a", "A", "b", "B", "ä", "a b", "a-b", "ab", "z", "Z", "\\", "'", '"', "{}", "NULL", "😀", "\n", "\t")
+_WORDS = ("", "a", "A", "b", "ä", "a b", "a-b", "Z", "\\", "'", '"', "NULL", "😀", "\n")
 _WHOLE = ("0", "-1", "1", "2", "7", "-32768", "32767", "10", "9")
 _NUMBERS = ("0", "1", "-1", "1.10", "0.1", "1e-7", "123456789.123456789", "NaN", "Infinity", "-Infinity", "1e300")
 _FLOATS = ("0", "1", "-1", "0.1", "1e-7", "0.30000001", "NaN", "Infinity", "-Infinity", "1e37", "1.1754944e-38")
@@ -156,8 +156,8 @@ VALUES: dict[str, Sequence[str]] = {
     "folded": ("a", "B", "c", "ä", "Z"),
     "weekday": ("mon", "tue", "fri"),
     "information_schema.cardinal_number": ("0", "1", "2147483647"),
-    "information_schema.sql_identifier": _WORDS,
-    "information_schema.character_data": _WORDS,
+    "information_schema.sql_identifier": ("", "a", "A"),
+    "information_schema.character_data": ("", "a", "A"),
     "information_schema.yes_or_no": ("YES", "NO"),
     "information_schema.time_stamp": [f"{time}+00" for time in _TIMES],
 }

@@ -166,15 +166,16 @@ class PostgresDatabase:
         return str(zone)
 
     def older_than(self, column: Column, seconds: float, zone: WriterZone | None) -> str:
-        moment = f"(now() - {seconds:f} * interval '1 second')"
+        moment = f"(now() - pg_catalog.make_interval(secs => {seconds:f}))"
+        before = f"{column.operand.format('t.' + quote(column.name))} {column.operator('<')}"
         if zone is None:
-            return f"t.{quote(column.name)} < {moment}"
+            return f"{before} {moment}"
         if zone.offsets is not None:
             offset = zone.offset(f"extract(epoch FROM {moment})")
-            return f"t.{quote(column.name)} < {moment} AT TIME ZONE 'UTC' + ({offset}) * interval '1 second'"
+            return f"{before} {moment} AT TIME ZONE 'UTC' + pg_catalog.make_interval(secs => {offset})"
         name, ahead = quote(zone.name, "'"), f"interval '{PUT_BACK_HOURS:d} hours'"
         later = f"({moment} + {ahead}) AT TIME ZONE {name} - {ahead}"
-        return f"t.{quote(column.name)} < LEAST({moment} AT TIME ZONE {name}, {later})"
+        return f"{before} LEAST({moment} AT TIME ZONE {name}, {later})"
 
     def sample(self, table: Table, rows: int | None) -> str | None:
         whole = f"{table.source} t"

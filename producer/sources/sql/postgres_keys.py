@@ -57,9 +57,9 @@ def as_key(column: Column, declared: int, base: int, types: Mapping[int, KeyType
     if declared != base:  # the operators of all enums, say, take no domain
         column = replace(column, operand="{}::" + column.sql_type.replace("{", "{{").replace("}", "}}"))
     if kind.builtin and kind.name.startswith(_NAMED):
-        # By way of an identifier, since text of digits is taken for a name by the cast to regclass.
-        position, cast = f"{ref}::pg_catalog.oid::pg_catalog.text", f"pg_catalog.oid::{column.sql_type}"
-        return replace(column, operators=operators, position=position, cast=cast)
+        number = "{}::pg_catalog.oid"  # text of digits would be taken for a name by the cast to regclass
+        position = f"{number.format(ref)}::pg_catalog.text"
+        return replace(column, operators=operators, operand=number, position=position, cast="pg_catalog.oid")
     text = f"{ref}::pg_catalog.text"
     if _is_exact(oid, types):
         position = "" if _comes_back(column, ref) else text

@@ -1,4 +1,6 @@
-"""Owns the connection that hears PostgreSQL's NOTIFY. Polling goes on beside it, so what it misses is only later."""
+"""Owns the connection that hears PostgreSQL's NOTIFY. Polling goes on beside it, so what it misses is only later.
+
+LISTEN names a channel and nothing else: none of the role's settings matter to it."""
 
 from __future__ import annotations
 

@@ -117,7 +117,7 @@ def _find_row(query: Query, rest: str, number: int, read: Read, to_column: ToCol
     """
     keys = tuple(column for name in query.key for column in query.columns if column.name == name)
     texts = ", ".join(f"({column.select})::text" for column in keys)
-    mark = f"hashtextextended(concat_ws('/', {texts or 'NULL'}), 0)"
+    mark = f"pg_catalog.hashtextextended(pg_catalog.concat_ws('/', {texts or 'NULL'}), 0)"
     before = 0 if good is None else 1
     try:
         marks = read(_some(f"SELECT {mark}{rest}", number - before, 1 + before)).table.column(0)
