@@ -98,6 +98,7 @@ class MysqlDatabase:
         url = url.set(drivername=f"{url.get_backend_name().lower()}+asyncmy")  # whichever driver is named: it is ours
         self._url = url
         self._options = options
+        self._executor = executor
         self._engine = _engine(url, options)
         self._meta = self.session()
 
@@ -110,7 +111,7 @@ class MysqlDatabase:
 
     def open_scan(self) -> AbstractAsyncContextManager[Scan]:
         url, timeout_s = self._url, self._options.connect_timeout_s
-        return mysql_scan.open_scan(url, _page, lambda error: _translate(error, url), timeout_s)
+        return mysql_scan.open_scan(self._executor, url, _page, lambda error: _translate(error, url), timeout_s)
 
     def session(self) -> MysqlSession:
         return MysqlSession(self._engine, self._url, self._options)
