@@ -148,7 +148,7 @@ def _grown(done: Sequence[Checkpoint], planned: Sequence[Split]) -> tuple[Checkp
     last, end = done[-1], planned[-1]
     reached = last.split.upper or last.position
     if isinstance(last.position, OffsetPosition):
-        return (Checkpoint(end, last.position),)
+        return (Checkpoint(end, last.position, detail=last.detail),)
     if reached is None:
         return tuple(Checkpoint(split) for split in planned)
     if reached == end.upper:

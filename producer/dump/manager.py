@@ -32,7 +32,7 @@ from producer.errors import (
 )
 from producer.model import Checkpoint, Dataset, Page, Split
 from producer.nullkeys import refuse_null_keys
-from producer.protocols import NullKeySource, Source
+from producer.protocols import NullKeySource, RememberingReader, Source
 from producer.sinks.files import FileChunk, FileSink, uninterrupted
 from producer.sinks.formats import chunk_per_file, file_format
 
@@ -297,6 +297,8 @@ class AsyncDumpManager:
     ) -> None:
         split, position = checkpoint.split, checkpoint.position
         reader = await self._retried(lambda: self._source.reader(self._stream, dataset, split))
+        if checkpoint.detail is not None and isinstance(reader, RememberingReader):
+            reader.restore(checkpoint.detail)
         last, written = False, None
         try:
             while not last:

@@ -66,7 +66,7 @@ class CheckpointFile:
             if loop.time() > deadline:
                 raise CheckpointConflictError(
                     f"checkpoint_file {self.path}: another run is using it",
-                    hint="wait until that run has ended; give each chat its own file",
+                    hint="wait for its end, or aclose() an iterator that was left early; give each chat its own file",
                 )
             await asyncio.sleep(LOCK_POLL_S)
         try:

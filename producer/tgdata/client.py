@@ -8,7 +8,7 @@ run concurrently on one `TgData`: they share the connection and the rate limit, 
 from __future__ import annotations
 
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import asynccontextmanager
 from contextvars import ContextVar
 from datetime import datetime
@@ -138,7 +138,7 @@ class TgData:
         include_profile_photos: bool = False,
         with_progress: bool = False,
         use_adaptive_sizing: bool = False,
-    ) -> AsyncIterator[MessageFrame]:
+    ) -> AsyncGenerator[MessageFrame]:
         """All messages that are there now, oldest first, in batches of `batch_size`.
 
         Begins after the checkpoint's message, or after `after_id`, whichever is later; both dates are included.
@@ -207,7 +207,7 @@ class TgData:
         batch_mode: Literal[True],
         batch_size: int = ...,
         use_adaptive_sizing: bool = ...,
-    ) -> AsyncIterator[MessageFrame]: ...
+    ) -> AsyncGenerator[MessageFrame]: ...
 
     async def get_messages(
         self,
@@ -224,7 +224,7 @@ class TgData:
         batch_mode: bool = False,
         batch_size: int = 1000,
         use_adaptive_sizing: bool = False,
-    ) -> MessageFrame | AsyncIterator[MessageFrame]:
+    ) -> MessageFrame | AsyncGenerator[MessageFrame]:
         """The messages after the checkpoint or `after_id`, oldest first and at most `limit`, as one DataFrame.
 
         With `batch_mode` an iterator as of `get_all_messages`. Otherwise the checkpoint moves with the block's next

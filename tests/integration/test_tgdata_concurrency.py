@@ -252,6 +252,21 @@ async def test_two_calls_for_one_file_never_deliver_it_twice(server: Server, tmp
     assert sorted(file.name for file in tmp_path.iterdir()) == ["checkpoint.json", "link.json"]
 
 
+async def test_a_loop_that_was_left_early_gives_its_file_back(server: Server, tmp_path: Path) -> None:
+    path, tg = tmp_path / "checkpoint.json", client(server)
+    for reached in (0, 100):
+        async for batch in tg.get_all_messages(A, checkpoint_file=path, batch_size=100):
+            if batch.metadata["last_message_id"] > reached + 100:
+                break
+        assert last_id(path) == reached + 100
+    kept = tg.get_all_messages(A, checkpoint_file=path, batch_size=100)
+    await anext(kept)
+    with pytest.raises(CheckpointConflictError, match=r"aclose\(\) an iterator that was left early"):
+        await in_one(tg, A, checkpoint_file=path)
+    await kept.aclose()
+    assert await in_one(tg, A, checkpoint_file=path) == list(range(201, 1251))
+
+
 LOCKING = """
 import asyncio, sys
 from producer.tgdata.checkpoint_file import CheckpointFile

@@ -49,19 +49,25 @@ async def test_a_sql_table_with_a_key_of_its_own_is_dumped_and_continued(
     assert sorted(row["code"] for row in read_back(list(stats.files))) == [*(row[0] for row in rows), "c999"]
 
 
-async def test_a_chat_is_dumped(tmp_path: Path) -> None:
-    with serving(World([Chat(1001, ids=list(range(1, 200)), kind="channel", username="demo")]), []) as server:
+@pytest.mark.parametrize("strategy", ["offset", "id_range"])
+async def test_a_chat_is_dumped_and_continued(tmp_path: Path, strategy: Any) -> None:
+    chat = Chat(1001, ids=list(range(1, 200)), kind="channel", username="demo")
+    with serving(World([chat]), []) as server:
         source = TelegramSource(
             TelegramConfig(
                 api_id=1, api_hash=SecretStr("h"), session=SecretStr(server.session()), min_delay_s=0, adaptive=False
             )
         )
         try:
-            config = DumpConfig(table="@demo", chat="@demo", output_dir=tmp_path, strategy="id_range")
+            config = DumpConfig(table="@demo", chat="@demo", output_dir=tmp_path, strategy=strategy)
+            stats = await DumpService(source).dump(config)
+            assert len(read_back(list(stats.files))) == 199
+            chat.append(40)
+            chat.delete([*range(10, 20), 199])
             stats = await DumpService(source).dump(config)
         finally:
             await source.close()
-    assert len(read_back(list(stats.files))) == 199
+    assert [row["id"] for row in read_back(list(stats.files))] == list(range(1, 240))
 
 
 async def test_two_tables_whose_files_would_have_one_name_are_told_apart(tmp_path: Path) -> None:
