@@ -27,7 +27,6 @@ def demo(count: int = 500, **fields: Any) -> Chat:
 @pytest.mark.parametrize(
     ("stream", "line"),
     [
-        ({"traversal": "OFFSET"}, "a chat has no OFFSET"),
         ({"mode": "timestamp", "order_by": ["edit_date"]}, "a chat has no timestamp mode"),
         ({"key": ["id"]}, "a message's key is chat_id, id"),
         ({"order_by": ["date"]}, "messages come in the order of their ids"),

@@ -202,6 +202,21 @@ async def test_close_ends_what_is_being_read_and_the_next_call_connects_again(tm
         assert await in_one(again, B) == IDS[B]
 
 
+async def test_close_ends_a_pause_between_two_batches_at_once(server: Server) -> None:
+    tg, delivered = client(server), asyncio.Event()
+
+    async def read() -> None:
+        async for _ in tg.get_all_messages(A, batch_size=100, delay=600):
+            delivered.set()
+
+    reading = asyncio.create_task(read())
+    await delivered.wait()
+    async with asyncio.timeout(20):
+        await tg.close()
+        with pytest.raises(PermanentError, match="TgData was closed while it was reading"):
+            await reading
+
+
 def test_one_object_serves_one_event_loop_after_the_other_and_refuses_two_at_once() -> None:
     with serving(World(chats())) as server:
         tg = client(server)
