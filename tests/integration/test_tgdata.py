@@ -253,7 +253,7 @@ async def test_floods_and_hangs_are_waited_out(chat: Chat) -> None:
 def test_a_missing_setting_is_named_with_its_variable(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("ID", "HASH"):
         monkeypatch.delenv(f"TELEGRAM_API_{name}", raising=False)
-    with pytest.raises(ConfigError, match="api_id is missing .give it to TgData, set TELEGRAM_API_ID, or"):
+    with pytest.raises(ConfigError, match=r"api_id is missing \(give it to TgData, set TELEGRAM_API_ID, or"):
         TgData()
 
 
