@@ -13,7 +13,7 @@ Json = Any
 PLACEHOLDER = "name_a_table"
 _ELSEWHERE = {
     "timestamp.initial": "not taken over; where with params begins at a time",
-    "db.timezone": "not taken over; the transform to_utc with zone does it for columns that have no zone",
+    "db.timezone": "not taken over; for columns without a zone set zone on the stream, and the transform to_utc",
     "timestamp.granularity": "nothing to do: microseconds are kept",
     "validate.non.null": "nothing to do: a key with nulls is refused at the start",
     "quote.sql.identifiers": "nothing to do: identifiers are always quoted",
