@@ -107,8 +107,11 @@ def set_globally(server: Server, name: str, value: str) -> Iterator[None]:
     try:
         yield
     finally:
-        with server.cursor() as cursor:
-            cursor.execute(f"set global {name} = %s", (before,))
+        if before == "DEFAULT":  # no word in quotes means that
+            run(server, f"set global {name} = default")
+        else:
+            with server.cursor() as cursor:
+                cursor.execute(f"set global {name} = %s", (before,))
 
 
 async def whole(source: SqlSource, table: str, **settings: Any) -> pa.Table:
