@@ -14,6 +14,9 @@ from producer.sources.sql.scalars import key_of
 from producer.sources.sql.table import Column, Query, Rows
 
 
+_BAD_VALUE_HINT = "correct the value, leave the column out by exclude, or set on_bad_record: dead_letter"
+
+
 class Unreadable(Exception):
     """A value without a form in its column's type: its row in the page, and why."""
 
@@ -23,7 +26,8 @@ class Unreadable(Exception):
         self.reason = reason
 
     def error(self, column: str, key: str) -> EncodeError:
-        return EncodeError(f"column {column!r}, row with key {key}: {self.reason}", key=key, field=column, row=self.row)
+        text = f"column {column!r}, row with key {key}: {self.reason}"
+        return EncodeError(text, key=key, field=column, row=self.row, hint=_BAD_VALUE_HINT)
 
 
 def read_rows(
