@@ -13,7 +13,6 @@ from producer.salvage import salvage
 from producer.sources.sql.scalars import key_of
 from producer.sources.sql.table import Column, Query, Rows
 
-
 _BAD_VALUE_HINT = "correct the value, leave the column out by exclude, or set on_bad_record: dead_letter"
 
 
