@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import yaml
 
+import producer.postgres as postgres_settings
 import producer.verify.run as verify_run
 from producer.config import Config, load_config
 from producer.coordination.units import whole_state
@@ -258,6 +259,37 @@ async def test_values_that_were_read_rounded_or_in_another_form_differ(make: Mak
     finally:
         for name in settings:
             stream.bank.run(f"alter database {database} reset {name}")
+
+
+@pytest.mark.parametrize(
+    ("setting", "value", "field"),
+    [
+        ("extra_float_digits", "-15", "p"),
+        ("extra_float_digits", "0", "f"),
+        ("DateStyle", "SQL, DMY", "r"),
+        ("IntervalStyle", "sql_standard", "i"),
+        ("bytea_output", "escape", "b"),
+    ],
+)
+async def test_a_run_that_does_not_pin_a_setting_differs(
+    setting: str, value: str, field: str, make: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stream = make("postgres", "id int primary key, p point, f float8[][], r daterange, i interval, b bytea[][]")
+    stream.bank.run(
+        "insert into x values (1, '(0.30000000000000004,1)', '{{0.30000000000000004}}', '[2024-02-01,2024-03-01)',"
+        """ '1 day -2 hours', '{{"\\\\x5c00"}}')"""
+    )
+    database = stream.bank.quote(stream.bank.url.rpartition("/")[2])
+    stream.bank.run(f"alter database {database} set {setting} = '{value}'")
+    try:
+        with monkeypatch.context() as patch:
+            pinned = {name: text for name, text in postgres_settings.SETTINGS.items() if name != setting}
+            patch.setattr(postgres_settings, "SETTINGS", pinned)
+            await stream.run()
+        (name,) = (await stream.verify()).differing
+    finally:
+        stream.bank.run(f"alter database {database} reset {setting}")
+    assert field in name.partition(" ")[2]
 
 
 @pytest.mark.parametrize("changed", ["topic", "database"])
