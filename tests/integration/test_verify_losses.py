@@ -241,7 +241,8 @@ async def test_a_field_whose_column_was_dropped_differs_where_another_column_has
     stream.bank.run('alter table x drop column "net$"')
     stream.bank.run('alter table x rename column "net#" to "net_"')
     monkeypatch.setattr(verify_run, "refuse_other_query", lambda *_: None)
-    assert (await stream.verify()).differing == ["id=1 (net_)"]
+    (name,) = (await stream.verify()).differing
+    assert name.startswith("id=1 (net_")
 
 
 async def test_values_that_were_read_rounded_or_in_another_form_differ(make: Make) -> None:
