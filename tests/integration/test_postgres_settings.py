@@ -250,7 +250,6 @@ async def carry(dsn: str, target: str, settings: dict[str, str]) -> None:
 async def test_no_setting_changes_what_is_read_or_kept(urls: tuple[str, str]) -> None:
     admin, url = urls
     expected, kept = await read_all(url), await keep_checkpoints(url)
-    print("CASES", len(cases_of(await values_of(admin))), sum(map(len, (await values_of(admin)).values())))
     assert len(expected) == 5, "two rows of one table and three of the other, of which no policy hides one"
     values = await values_of(admin)
     cases = cases_of(values)
