@@ -72,8 +72,7 @@ Method = Callable[..., Coroutine[Any, Any, list[int]]]
 METHODS: list[Method] = [in_one, in_batches, in_batch_mode, with_adaptive_batches, with_callback]
 
 
-@pytest.mark.parametrize("entered", [False, True], ids=["by_itself", "in_a_block"])
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize(("method", "entered"), [*((method, False) for method in METHODS), (in_one, True)])
 async def test_each_call_gets_its_own_chat_and_moves_its_own_checkpoint(
     server: Server, tmp_path: Path, method: Method, entered: bool
 ) -> None:
@@ -104,7 +103,7 @@ async def test_all_methods_run_concurrently_over_faults(tmp_path: Path) -> None:
     assert found == [IDS[chat] for _, chat in jobs]
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", [in_one, in_batches, in_batch_mode])
 async def test_a_cancelled_call_disturbs_no_other_and_its_messages_come_again(
     server: Server, tmp_path: Path, method: Method
 ) -> None:
@@ -183,7 +182,7 @@ async def test_a_call_for_another_file_leaves_a_checkpoint_that_is_not_settled_y
     assert (last_id(first), last_id(second)) == (1250, 700)
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", [in_one, in_batches])
 async def test_close_ends_what_is_being_read_and_the_next_call_connects_again(tmp_path: Path, method: Method) -> None:
     path = tmp_path / "a.json"
     async with Server(World(chats()), [Fault("flood", 8, value=500)]) as server:

@@ -64,7 +64,6 @@ def by_apply(frame: pd.DataFrame) -> Iterator[Row]:
 #: every way to take the rows of a frame
 WAYS: dict[str, Callable[[pd.DataFrame], Any]] = {
     "iloc": lambda f: (f.iloc[i] for i in range(len(f))),
-    "negative_iloc": lambda f: (f.iloc[i] for i in range(-len(f), 0)),
     "loc": lambda f: (f.loc[label] for label in f.index),
     "xs": lambda f: (f.xs(label) for label in f.index),
     "iterrows": lambda f: (row for _, row in f.iterrows()),
@@ -78,7 +77,6 @@ WAYS: dict[str, Callable[[pd.DataFrame], Any]] = {
     "row_to_dict": lambda f: (f.iloc[i].to_dict() for i in range(len(f))),
     "row_items": lambda f: (dict(f.iloc[i].items()) for i in range(len(f))),
     "row_get": lambda f: ({c: row.get(c) for c in f.columns} for row in (f.iloc[i] for i in range(len(f)))),
-    "row_tolist": lambda f: (dict(zip(f.columns, f.iloc[i].tolist(), strict=True)) for i in range(len(f))),
 }
 #: what of the frame is taken, also columns of one type alone, which pandas would make numpy arrays of
 PARTS: dict[str, Callable[[pd.DataFrame], pd.DataFrame]] = {
