@@ -98,6 +98,9 @@ class DuckDatabase:
     def inserted_since(self, table: Table, least: int) -> str | None:
         return None
 
+    def kept(self, part: str, since: int, *, rewritten: bool) -> str | None:
+        return None
+
     def checksum(self, columns: tuple[Column, ...]) -> str | None:
         return None
 

@@ -14,6 +14,7 @@
        ├─ AuthenticationError
        ├─ SchemaIncompatibleError
        ├─ SchemaChangedError     the stream looks at its table again, and goes on where it can
+       ├─ TableReplacedError
        ├─ EncodeError            (NullKeyError)
        ├─ RepeatedKeyError
        ├─ RecordTooLargeError
@@ -113,6 +114,10 @@ class SchemaIncompatibleError(PermanentError):
 
 class SchemaChangedError(PermanentError):
     """The table is not the one that was described: the stream begins anew at its checkpoint, with the new columns."""
+
+
+class TableReplacedError(PermanentError):
+    """Another table answers to the name: rows at or below the position would never be sent."""
 
 
 class EncodeError(PermanentError):

@@ -339,6 +339,8 @@ def status_json(status: StreamStatus, redact: Redact) -> dict[str, Json]:
         "error": None if status.error is None else redact(status.error),
         "hint": None if status.hint is None else redact(status.hint),
         "retrying": None if status.retrying is None else redact(status.retrying),
+        "table_replacements": status.table_replacements,
+        "table_replaced": None if status.table_replaced is None else redact(status.table_replaced),
         "started_at": _iso(status.started_at),
         "finished_at": _iso(status.finished_at),
         "last_commit_at": _iso(status.last_commit_at),

@@ -76,6 +76,7 @@ class StreamMetrics:
     rate_limit_wait_seconds: Counter
     gap_holes_open: Gauge
     gap_holes_expired: Counter
+    table_replacements: Counter
     _labels: tuple[str, str, str]
     _all: Metrics
 
@@ -159,6 +160,9 @@ class Metrics:
         self.dead_letters = counter("dead_letters_total", "Records sent to the dead-letter topic.", "reason")
         self.gap_holes_open = gauge("gap_holes_open", "Missing ids that a late commit may still fill.")
         self.gap_holes_expired = counter("gap_holes_expired_total", "Missing ids given up after their time.")
+        self.table_replacements = counter(
+            "table_replacements_total", "Times another table had the name of the stream's."
+        )
         self.stream_state = gauge("stream_state", "1 for the state that the stream is in.", "state")
         self.build_info = Gauge(
             "build_info", "Always 1.", ("version", "python"), namespace="producer", registry=registry
@@ -196,6 +200,7 @@ class Metrics:
             rate_limit_wait_seconds=self.rate_limit_wait_seconds.labels(*labels),
             gap_holes_open=self.gap_holes_open.labels(*labels),
             gap_holes_expired=self.gap_holes_expired.labels(*labels),
+            table_replacements=self.table_replacements.labels(*labels),
             _labels=labels,
             _all=self,
         )

@@ -128,6 +128,12 @@ class Checkpoint:
             object.__setattr__(self, "detail", self.split.detail)
 
 
+def without_table(checkpoint: Checkpoint) -> Checkpoint:
+    """The checkpoint as one of any table of the name: what its detail says of the table is left out."""
+    detail = {name: value for name, value in (checkpoint.detail or {}).items() if name != "table"}
+    return dataclasses.replace(checkpoint, split=dataclasses.replace(checkpoint.split, detail=None), detail=detail)
+
+
 @dataclass(frozen=True, slots=True)
 class StreamState:
     """All that a checkpoint store keeps of one stream.

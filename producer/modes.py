@@ -24,7 +24,7 @@ def refuse_other_mode(config: StreamConfig, checkpoints: Iterable[Checkpoint]) -
     late = followed == planned and _begins_late(config, followed[0].split)
     if mode == "snapshot":
         # The snapshot of an empty table has an open split as well, but one that has looked for nothing.
-        if late or followed != planned or reader_detail(followed[0].detail) is not None:
+        if late or followed != planned or set(reader_detail(followed[0].detail) or ()) - {"table"}:
             raise OtherQueryError(
                 f"stream {name!r}: its checkpoint is that of a stream that is followed, and its mode is snapshot now",
                 hint="put the mode back (producer run --once stops when caught up), or read again from the start "

@@ -67,6 +67,15 @@ class WakingSource(Protocol):
 
 
 @runtime_checkable
+class ReplaceableSource(Protocol):
+    """A source whose tables can be replaced by others of the same name. Its readers tell it while they read."""
+
+    async def refuse_replaced(self, stream: StreamConfig, checkpoints: Sequence[Checkpoint]) -> None:
+        """TableReplacedError where that has happened since the checkpoints were written."""
+        ...
+
+
+@runtime_checkable
 class OneSessionSource(Protocol):
     """A source whose session one process may use at a time."""
 

@@ -30,6 +30,8 @@ class StreamStatus:
     error: str | None = None
     hint: str | None = None
     retrying: str | None = None
+    table_replacements: int = 0  # in this run
+    table_replaced: str | None = None  # what was found last
     stands_by: bool = False  # another process runs it, and this one waits to take it over
     started_at: float | None = None  # seconds since 1970
     finished_at: float | None = None

@@ -28,6 +28,7 @@ from producer.errors import (
     SourceUnavailableError,
     StandbyError,
     StoreUnavailableError,
+    TableReplacedError,
     TransientError,
     unexpected,
 )
@@ -35,7 +36,7 @@ from producer.metrics import StreamMetrics
 from producer.model import REPLAY, Between, Checkpoint, Dataset, Split
 from producer.modes import tail_after
 from producer.pipeline import wait_for_any
-from producer.protocols import PageWriter, Source
+from producer.protocols import PageWriter, ReplaceableSource, Source
 from producer.retry import attempts
 from producer.status import StateName, StreamStatus, split_states
 from producer.unit import Engine, Unit, sleep_until_stop
@@ -136,6 +137,8 @@ class Stream:
             state = await unit.claim()
             if state is None:
                 await unit.begin([Checkpoint(split) for split in await plan()])
+        if state is not None:
+            await self._refuse_replaced(unit)
         if state is not None and (tail := tail_after(config, state.checkpoints)) is not None:
             await unit.add(tail)
         self._holes_expired = max((holes.counts(p.checkpoint.detail)[1] for p in unit.splits), default=0)
@@ -255,7 +258,9 @@ class Stream:
         """Looks at the table once more: None where it has changed, and the next run goes on with what it is now;
         otherwise what ends the stream."""
         before = self._dataset
-        if before is None or isinstance(error, TransientError | AuthenticationError | CheckpointConflictError):
+        if before is None or isinstance(
+            error, TransientError | AuthenticationError | CheckpointConflictError | TableReplacedError
+        ):
             return error
         try:
             if isinstance(error, SchemaChangedError):
@@ -302,7 +307,48 @@ class Stream:
 
     async def _run_units(self) -> None:
         for unit in self._units:
-            await unit.run()
+            await self._run_unit_on(unit)
+
+    async def _run_unit_on(self, unit: Unit) -> None:
+        """Runs a unit to its end, also when its table is replaced and that is to be taken."""
+        while True:
+            try:
+                return await unit.run()
+            except TableReplacedError as error:
+                await self._take_replacement(unit, error)
+
+    async def _refuse_replaced(self, unit: Unit) -> None:
+        """Of a unit that was just claimed."""
+        if isinstance(self._source, ReplaceableSource):
+            try:
+                await self._source.refuse_replaced(self.config, [progress.checkpoint for progress in unit.splits])
+            except TableReplacedError as error:
+                await self._take_replacement(unit, error)
+
+    async def _take_replacement(self, unit: Unit, error: TableReplacedError) -> None:
+        """Has the unit's next run read the table that has the name now; raises the error where it is to stop."""
+        if self.config.on_replaced == "fail":
+            raise error
+        self._saw_replacement(error)
+        log.warning(
+            "the table has been replaced",
+            stream=self.config.name,
+            reason=error.message,
+            on_replaced=self.config.on_replaced,
+        )
+        async for attempt in self._attempts():
+            with attempt:
+                dataset = await self._source.describe(self.config)  # the source sees the new table from here on
+                if self.config.on_replaced == "continue":
+                    await unit.forget_table()
+                else:
+                    splits = await self._source.plan(self.config, dataset)
+                    await unit.begin([Checkpoint(split) for split in splits])
+
+    def _saw_replacement(self, error: TableReplacedError) -> None:
+        self.status.table_replacements += 1
+        self.status.table_replaced = error.message
+        self._metrics.table_replacements.inc()
 
     async def fail(self, error: ProducerError) -> None:
         """The stream is over, in this process: `error` is the reason."""
@@ -310,6 +356,8 @@ class Stream:
         self.status.error, self.status.hint = error.message, error.hint or None
         self._enter("failed")
         self._metrics.failed(type(error).__name__)
+        if isinstance(error, TableReplacedError):
+            self._saw_replacement(error)
         log.error("stream failed", stream=self.config.name, error=error.message, hint=error.hint or None)
         if error.__cause__ is not None:
             log.debug("the cause", stream=self.config.name, exc_info=error.__cause__)

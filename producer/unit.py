@@ -29,7 +29,16 @@ from producer.errors import (
 )
 from producer.identity import Identity
 from producer.inflight import ByteBudget
-from producer.model import Checkpoint, Dataset, Page, Split, StreamState, split_name, unit_partition
+from producer.model import (
+    Checkpoint,
+    Dataset,
+    Page,
+    Split,
+    StreamState,
+    split_name,
+    unit_partition,
+    without_table,
+)
 from producer.ownership import note_identity, refuse_other
 from producer.pipeline import Limits, StreamIO, wait_for_any
 from producer.pressure import Pressure
@@ -229,6 +238,13 @@ class Unit:
     def resumed(self, checkpoint: Checkpoint) -> Checkpoint:
         """An open split that had been caught up with is not done where it is followed."""
         return replace(checkpoint, done=False) if self.follows and checkpoint.split.is_open else checkpoint
+
+    async def forget_table(self) -> None:
+        """Commits the positions as those of whichever table has the name now."""
+        changed = [without_table(progress.checkpoint) for progress in self.splits]
+        await self._save(changed)
+        for progress, checkpoint in zip(self.splits, changed, strict=True):
+            progress.checkpoint = checkpoint
 
     async def remember_pause(self) -> None:
         """Has the store keep whether the gate is shut."""

@@ -58,32 +58,48 @@ async def adopt(config: Config, stream: StreamConfig) -> Sequence[Difference]:
         state = await whole_state(store, stream.name)
         if state is None:
             raise ConfigError(f"stream {stream.name!r} has no checkpoint")
-        dataset, identity = await _described(config, stream)
-        found = _differences(state, stream, dataset, identity)
+        dataset, identity, replaced = await _described(config, stream, state)
+        found = _differences(state, stream, dataset, identity, replaced)
         await _write(store, stream, dataset, identity)
         return found
 
 
-async def _described(config: Config, stream: StreamConfig) -> tuple[Dataset, Identity]:
+async def _described(
+    config: Config, stream: StreamConfig, state: StreamState
+) -> tuple[Dataset, Identity, Sequence[Difference]]:
+    """The table as it is, what the checkpoint will belong to, and whether another table has got the name."""
+    from producer.errors import TableReplacedError
+    from producer.identity import Difference
     from producer.kafka import cluster_id
     from producer.parts import identity_of, make_source
+    from producer.protocols import ReplaceableSource
 
     source = make_source(config, stream.source)
     try:
         await source.start()
         dataset = await source.describe(stream)
+        replaced: list[Difference] = []
+        if isinstance(source, ReplaceableSource):
+            try:
+                await source.refuse_replaced(stream, state.checkpoints)
+            except TableReplacedError:
+                replaced.append(Difference("table", "the one that was read", "another one of the name"))
     finally:
         await options.close(source)
-    return dataset, identity_of(config, stream, dataset, await cluster_id(config.kafka))
+    return dataset, identity_of(config, stream, dataset, await cluster_id(config.kafka)), replaced
 
 
 def _differences(
-    state: StreamState, stream: StreamConfig, dataset: Dataset, identity: Identity
+    state: StreamState,
+    stream: StreamConfig,
+    dataset: Dataset,
+    identity: Identity,
+    replaced: Sequence[Difference],
 ) -> Sequence[Difference]:
     """ConfigError where there are none, or where the query is another one as well."""
     from producer.identity import differences
 
-    found = differences(state.identity, identity)
+    found = [*differences(state.identity, identity), *replaced]
     same_query = state.fingerprint == dataset.fingerprint(stream.traversal)
     if not same_query and (state.identity is None or state.identity.query != identity.query):
         raise ConfigError(
@@ -101,6 +117,7 @@ def _differences(
 async def _write(store: CheckpointStore, stream: StreamConfig, dataset: Dataset, identity: Identity) -> None:
     """The stream's own state and those of its units, each under a claim that ends whatever runs it."""
     from producer.coordination.units import unit_names
+    from producer.model import without_table
 
     for name in (*await unit_names(store, stream.name), stream.name):
         if await store.load(name) is None:
@@ -109,4 +126,13 @@ async def _write(store: CheckpointStore, stream: StreamConfig, dataset: Dataset,
         state = await store.load(name)
         if state is not None:
             fingerprint = dataset.fingerprint(stream.traversal)
-            await store.begin(replace(state, epoch=epoch, fingerprint=fingerprint, identity=identity.after(None)))
+            checkpoints = tuple(without_table(checkpoint) for checkpoint in state.checkpoints)
+            await store.begin(
+                replace(
+                    state,
+                    epoch=epoch,
+                    fingerprint=fingerprint,
+                    identity=identity.after(None),
+                    checkpoints=checkpoints,
+                )
+            )

@@ -86,6 +86,11 @@ class StreamConfig(ConsistentModel):
         default="fail",
         description="fail: the stream stops before it; dead_letter: it goes to <topic>.dlq, and the stream goes on",
     )
+    on_replaced: Literal["fail", "restart", "continue"] = Field(
+        default="fail",
+        description="what is done when another table has the name: fail: the stream stops; restart: all rows are read "
+        "again; continue: only rows after the position are read",
+    )
     transforms: tuple[TransformConfig, ...] = Field(default=(), description="done to each row, in this order")
     poll_interval_s: float = Field(
         default=5.0, gt=0, description="how often new rows are looked for, after all have been read"

@@ -88,6 +88,12 @@ class Config(ConsistentModel):
                     f"streams[{index}].deletes cannot be used where work is shared (coordination kafka)",
                 )
         for name in dict.fromkeys(stream.source for stream in self.streams):
+            if stream.on_replaced == "restart" and self.coordination == "kafka":
+                yield (
+                    ("streams", index, "on_replaced"),
+                    f"streams[{index}].on_replaced restart cannot be used where work is shared (coordination kafka); "
+                    "use fail, and reset the stream",
+                )
             if self.coordination == "kafka" and getattr(self.sources.get(name), "type", "") in ONE_SESSION:
                 yield (
                     ("coordination",),

@@ -273,7 +273,7 @@ class SharedStream(Stream):
             self._running[partition] = unit
             self._units.append(unit)
             self.status.split_lists[str(partition)] = unit.splits
-            await unit.run()
+            await self._run_unit_on(unit)
         except (CheckpointLostError, OtherQueryError) as error:  # there is nothing to go on with at the next claim
             self._break(error)
         except CheckpointConflictError as error:
@@ -302,6 +302,7 @@ class SharedStream(Stream):
         reopened = [again for c in state.checkpoints if (again := unit.resumed(c)) != c]
         if reopened:
             await self._store.commit(unit.name, unit.epoch, reopened)
+        await self._refuse_replaced(unit)
 
     # --- run -------------------------------------------------------------------------------------------------------
 

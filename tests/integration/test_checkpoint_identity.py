@@ -6,6 +6,8 @@ import asyncio
 import json
 import shutil
 import sqlite3
+import subprocess
+import sys
 from collections.abc import Callable, Mapping
 from contextlib import closing
 from dataclasses import dataclass, replace
@@ -290,3 +292,72 @@ async def test_mariadb_is_known_by_its_database_and_server(mariadb_url: str) -> 
         )
         assert not differences(ours, await origin(elsewhere, "t"))
         cursor.execute(f"DROP DATABASE `{database}_2`")
+
+
+def replace_table(place: Place) -> None:
+    with sqlite3.connect(place.folder / "shop.db") as connection:
+        connection.execute("DROP TABLE events")
+        connection.execute("CREATE TABLE events (id INTEGER PRIMARY KEY, name TEXT)")
+        connection.executemany("INSERT INTO events VALUES (?, ?)", [(i, f"new{i}") for i in range(1, ROWS + 4)])
+
+
+def replace_table_elsewhere(place: Place) -> None:
+    """By another process: a second copy of SQLite in this one would drop the locks of the first."""
+    program = (
+        "import sqlite3, sys; c = sqlite3.connect(sys.argv[1], isolation_level=None, timeout=20); "
+        "c.execute('BEGIN IMMEDIATE'); c.execute('DELETE FROM events'); c.execute('DROP TABLE events'); "
+        "c.execute('CREATE TABLE events (id INTEGER PRIMARY KEY, name TEXT)'); "
+        f"c.executemany('INSERT INTO events VALUES (?, ?)', [(i, f'new{{i}}') for i in range(1, {ROWS + 4})]); "
+        "c.execute('COMMIT')"
+    )
+    subprocess.run([sys.executable, "-c", program, str(place.folder / "shop.db")], check=True)
+
+
+@pytest.mark.parametrize("place", ["file", "exactly once", "shared"], indirect=True)
+def test_a_replaced_table_stops_the_stream_until_it_is_adopted_or_taken(
+    place: Place, capsys: pytest.CaptureFixture[str]
+) -> None:
+    followed = {"mode": "snapshot_then_tail"}
+    assert place.run(**followed).acked == ROWS
+    replace_table(place)
+    for _ in range(2):  # what was found once is found again
+        refused = place.run(**followed)
+        assert refused.state == "failed" and "has been replaced" in refused.error
+    code, told = place.ask(capsys, "checkpoint", "adopt", "CONFIG", "s", **followed)
+    assert code == 0, told
+    assert place.run(**followed).acked == 3
+    replace_table(place)
+    taken = place.run(on_replaced="continue", **followed)
+    assert (taken.state, taken.acked) == ("complete", 0)
+    assert place.run(**followed).state == "complete"
+
+
+@pytest.mark.parametrize("place", ["file", "exactly once"], indirect=True)
+def test_a_stream_may_start_over_with_the_table_that_has_the_name(place: Place) -> None:
+    assert place.run().acked == ROWS
+    replace_table(place)
+    assert place.run(on_replaced="restart").acked == ROWS + 3
+    assert place.run(on_replaced="restart").acked == 0
+
+
+@pytest.mark.parametrize("reaction", ["fail", "continue", "restart"])
+async def test_a_table_that_is_replaced_under_a_running_stream_is_told(place: Place, reaction: str) -> None:
+    path = place.config({"mode": "tail", "poll_interval_s": 0.05, "on_replaced": reaction})
+    metrics, stop = Metrics(), asyncio.Event()
+    service = Service(load_config(path), metrics=metrics, run_id="test")
+    running = asyncio.create_task(service.run(once=False, stop=stop))
+
+    async def until(done: Callable[[Any], bool]) -> None:
+        async with asyncio.timeout(30):
+            while not service.streams or not done(service.streams["s"]):
+                await asyncio.sleep(0.02)
+
+    await until(lambda status: status.rows_acked == ROWS)
+    await asyncio.to_thread(replace_table_elsewhere, place)
+    await until(lambda status: status.table_replacements == 1)
+    rows = {"fail": ROWS, "continue": ROWS + 3, "restart": ROWS + ROWS + 3}[reaction]
+    await until(lambda status: status.rows_acked == rows and (status.state == "failed") == (reaction == "fail"))
+    assert "has been replaced" in (service.streams["s"].table_replaced or "")
+    assert b"producer_table_replacements_total{" in metrics.text()
+    stop.set()
+    await running

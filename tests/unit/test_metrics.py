@@ -32,6 +32,7 @@ CONTRACT = [
     "producer_failures_total",
     "producer_gap_holes_open",
     "producer_gap_holes_expired_total",
+    "producer_table_replacements_total",
     "producer_stream_state",
     "producer_build_info",
 ]

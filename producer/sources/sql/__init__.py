@@ -37,9 +37,11 @@ from producer.protocols import PageReader
 from producer.sources.sql import keyset, nulls, splits, tail, ties, unfit, watched
 from producer.sources.sql import scan as scanning
 from producer.sources.sql.dialects import open_database
+from producer.sources.sql.generation import TABLE, Generation, Record, generation_of, record_to_json
 from producer.sources.sql.keys import SqlKeys
 from producer.sources.sql.keyset import Selection
 from producer.sources.sql.names import find_column, parameter_names
+from producer.sources.sql.replaced import GuardedReader, Judge, refuse_replaced
 from producer.sources.sql.scalars import first_repeat, scalar_of
 from producer.sources.sql.table import Database, Options, Query, Rows, ScanningDatabase, Session, Table
 from producer.sources.sql.tail import TailReader
@@ -123,29 +125,67 @@ class SqlSource:
 
     async def plan(self, stream: StreamConfig, dataset: Dataset) -> Sequence[Split]:
         selection = await self._selection(stream)
+        record = await self._record(stream, selection)  # first: what replaces the table from here on is seen
         if stream.on_bad_record == "fail":
             await self._refuse_null_keys(stream)
         session = self._database.session()
         try:
             if stream.traversal == "OFFSET":
-                return (
-                    offset_split(
-                        await splits.count(session, self._database, selection) if stream.mode == "snapshot" else None
-                    ),
-                )
+                rows = await splits.count(session, self._database, selection) if stream.mode == "snapshot" else None
+                return (_of_table(offset_split(rows), record),)
             await unfit.refuse_unfit_keys(session, self._database, selection, stream, dataset.rows_estimate)
-            return await splits.plan(session, self._database, selection, stream, dataset.rows_estimate)
+            planned = await splits.plan(session, self._database, selection, stream, dataset.rows_estimate)
+            return tuple(_of_table(split, record) for split in planned)
         finally:
             await session.close()
 
     async def reader(self, stream: StreamConfig, dataset: Dataset, split: Split) -> PageReader:
         selection = keyset.within(await self._selection(stream), split.between, self._database.mark)
-        if stream.mode == "snapshot" or not split.is_open:
+        if split.is_replay:
             return SqlReader(stream, selection, split, self._database)
-        await self._warn_of_assumption(stream, selection)
-        selection = await tail.followed(selection, self._database, stream)
-        pages = SqlReader(stream, tail.growing(selection, self._database), split, self._database)
-        return TailReader(stream, pages, selection, split, self._database) if stream.late_commit_s else pages
+        judge = self._judge(stream, selection)
+        follows = stream.mode != "snapshot" and split.is_open
+        pages = SqlReader(stream, selection, split, self._database)
+        reader: PageReader = pages
+        if follows:
+            await self._warn_of_assumption(stream, selection)
+            selection = await tail.followed(selection, self._database, stream)
+            reader = pages = SqlReader(stream, tail.growing(selection, self._database), split, self._database)
+            if stream.late_commit_s:
+                reader = TailReader(stream, pages, selection, split, self._database)
+        return GuardedReader(reader, pages, selection.order_names, split, judge, follows=follows)
+
+    def _judge(self, stream: StreamConfig, selection: Selection) -> Judge:
+        return Judge(stream, selection, self._database, self._database.session())
+
+    async def refuse_replaced(self, stream: StreamConfig, checkpoints: Sequence[Checkpoint]) -> None:
+        """See `producer.protocols.ReplaceableSource`."""
+        selection = await self._selection(stream)
+        judge = self._judge(stream, selection)
+        try:
+            now = await self._generation(selection)
+            if now is not None:
+                await refuse_replaced(judge, now, stream.mode != "snapshot", checkpoints)
+        finally:
+            await judge.close()
+
+    async def _record(self, stream: StreamConfig, selection: Selection) -> Record | None:
+        judge = self._judge(stream, selection)
+        try:
+            now = await self._generation(selection)
+            return None if now is None else await judge.first(now)
+        finally:
+            await judge.close()
+
+    async def _generation(self, selection: Selection) -> Generation | None:
+        session = self._database.session()
+        try:
+            query = keyset.rows_query(selection, selection.order_columns, [], " LIMIT 0")
+            return generation_of((await session.fetch(dataclasses.replace(query, watched=selection.table))).generation)
+        except ConfigError:  # its columns have changed since it was described, which the first page tells
+            return None
+        finally:
+            await session.close()
 
     def scan(
         self, stream: StreamConfig, dataset: Dataset, positions: Sequence[KeyPosition], replays: Sequence[Split]
@@ -299,6 +339,12 @@ class SqlSource:
         return selection
 
 
+def _of_table(split: Split, record: Record | None) -> Split:
+    if record is None:
+        return split
+    return dataclasses.replace(split, detail={**(split.detail or {}), TABLE: record_to_json(record)})
+
+
 async def _estimate(session: Session, selection: Selection, stream: StreamConfig) -> tuple[int, int] | None:
     """The planner's; None where it has none to give, and the rows can be read all the same."""
     try:
@@ -330,6 +376,7 @@ class SqlReader:
         self._split = split
         self._database = database
         self._session: Session = database.session()
+        self.generation = ""  # of the table, at the last page
 
     async def fetch(self, position: Position | None, limit: int) -> Page:
         if self._stream.traversal == "OFFSET":
@@ -380,7 +427,9 @@ class SqlReader:
         return Page(batch, reached, last, rejected=rejected)
 
     async def _rows(self, query: Query) -> Rows:
-        return await watched.read(self._session, query, self._selection.table, self._stream)
+        rows = await watched.read(self._session, query, self._selection.table, self._stream)
+        self.generation = rows.generation
+        return rows
 
     def _distinct(self, rows: Rows, limit: int) -> tuple[pa.RecordBatch, tuple[RejectedRow, ...]]:
         """The page without the row that was read beyond it to prove, where no index does, that no two rows have the

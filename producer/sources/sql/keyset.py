@@ -188,6 +188,29 @@ def key_query(
     )
 
 
+def nearest_query(
+    selection: Selection,
+    columns: tuple[Column, ...],
+    lower: tuple[KeyScalar, ...] | None,
+    upper: tuple[KeyScalar, ...] | None,
+    limit: int,
+    *,
+    newest: bool,
+    mark: str,
+    row_values: bool,
+) -> Query:
+    """`columns` of rows with `lower` < key <= `upper`: the last `limit` of them, or the first."""
+    way = " DESC" if newest else ""
+    order = ", ".join(f"t.{quote(name, mark)}{way}" for name in selection.order_names)
+    return _query(
+        selection,
+        columns,
+        _bounds(selection, lower, upper, mark=mark, row_values=row_values),
+        f" ORDER BY {order} LIMIT {limit:d}",
+        _bound_params(selection, lower, upper),
+    )
+
+
 def offset_query(selection: Selection, skip: int, limit: int, *, mark: str, deferred: bool) -> Query:
     """Rows `skip` to `skip + limit` of the ordered table.
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from concurrent.futures import Executor
 from contextlib import AbstractAsyncContextManager
@@ -72,12 +73,22 @@ SELECT INDEX_NAME, COLUMN_NAME, NULLABLE, SUB_PART FROM information_schema.STATI
 WHERE TABLE_SCHEMA = %s AND TABLE_NAME = %s AND NON_UNIQUE = 0
 ORDER BY INDEX_NAME <> 'PRIMARY', INDEX_NAME, SEQ_IN_INDEX
 """
+_GENERATION = """
+SELECT CONCAT_WS('/', COALESCE(CREATE_TIME, ''), COALESCE(AUTO_INCREMENT, ''))
+FROM information_schema.TABLES WHERE TABLE_SCHEMA = %s AND TABLE_NAME = %s
+"""
+_COUNTER = """
+SELECT COLUMN_NAME FROM information_schema.COLUMNS
+WHERE TABLE_SCHEMA = %s AND TABLE_NAME = %s AND EXTRA LIKE '%%auto_increment%%'
+"""
 _SHAPE = f"""
 SELECT CONCAT(COUNT(*), '/', COALESCE(SUM(CRC32(
   CONCAT_WS('/', ORDINAL_POSITION, COLUMN_NAME, COLUMN_TYPE, IS_NULLABLE, CHARACTER_SET_NAME))), 0)),
   {mysql_session.STATE}
 FROM information_schema.COLUMNS WHERE TABLE_SCHEMA = %s AND TABLE_NAME = %s
 """
+_SHAPE_FROM = "\nFROM information_schema.COLUMNS"
+_WATCHED = _SHAPE.replace(_SHAPE_FROM, f",\n  ({_GENERATION}){_SHAPE_FROM}")
 _CHECKS = """
 SELECT CHECK_CLAUSE FROM information_schema.CHECK_CONSTRAINTS WHERE CONSTRAINT_SCHEMA = %s AND TABLE_NAME = %s
 """
@@ -157,6 +168,7 @@ class MysqlDatabase:
             is_view="VIEW" in kind,
             row_bytes_estimate=int(row_bytes or 0) or None,
             shape=shape,
+            generation=next((row[0] for row in await self._meta.rows(_COUNTER, schema, real)), ""),
         )
 
     async def origin(self, table: Table) -> Identity:
@@ -189,6 +201,9 @@ class MysqlDatabase:
         raise ConfigError("notify: only PostgreSQL can notify", hint="leave notify out: the table is polled")
 
     def inserted_since(self, table: Table, least: int) -> str | None:
+        return None
+
+    def kept(self, part: str, since: int, *, rewritten: bool) -> str | None:
         return None
 
     def checksum(self, columns: tuple[Column, ...]) -> str | None:
@@ -244,14 +259,16 @@ class MysqlSession:
         # After the rows, and beside their conversion: a change that they do not show yet is one too many at worst.
         converting = asyncio.ensure_future(page)
         converting.add_done_callback(lambda done: done.cancelled() or done.exception())  # never "not retrieved"
-        ((shape, state),) = await self.rows(_SHAPE, *query.watched.path)
+        path = query.watched.path
+        ((shape, state, generation),) = await self.rows(_WATCHED, *path, *path)
         if state != mysql_session.STATE_SET:
             await self._forget()
             raise SourceUnavailableError(
                 f"{_where(self._url)}: the connection's settings were reset after it was made: they are now {state}",
                 hint="a proxy in between must keep a session's variables, or not share connections",
             )
-        return replace(await converting, shape=str(shape))
+        told = _generation(query.watched, str(generation or "/"))
+        return replace(await converting, shape=str(shape), generation=told)
 
     async def keys(self, query: Query) -> list[tuple[KeyScalar, ...]]:
         found, _ = await self._read(_bound(query))
@@ -360,6 +377,13 @@ class MysqlSession:
         found = (await connection.exec_driver_sql(mysql_session.VARIABLES)).fetchall()
         variables = {str(row._mapping["Variable_name"]): str(row._mapping["Value"]) for row in found}
         await connection.exec_driver_sql(mysql_session.preparation(variables, self._options.statement_timeout_s))
+
+
+def _generation(table: Table, found: str) -> str:
+    """ALTER TABLE changes the CREATE_TIME as well. `Table.generation` names the column that counts by itself."""
+    made, _, following = found.partition("/")
+    last = {table.generation: int(following or 1) - 1} if table.generation else {}
+    return "" if table.is_view else json.dumps({"parts": {"": made}, "last": last})
 
 
 def _engine(url: URL, options: Options) -> AsyncEngine:

@@ -155,6 +155,16 @@ class PostgresDatabase:
         now = "pg_snapshot_xmax(pg_current_snapshot())::text::bigint"
         return f"{now} - (({now} - t.xmin::text::bigint) & 4294967295) >= {least:d}"
 
+    def kept(self, part: str, since: int, *, rewritten: bool) -> str | None:
+        """VACUUM FULL, CLUSTER and another tablespace leave each row its transaction. ALTER TABLE writes all rows by
+        its own one, which has written a column's entry in the catalogue as well, or that of the table itself."""
+        now = "pg_snapshot_xmax(pg_current_snapshot())::text::bigint"
+        old = f"{now} - (({now} - t.xmin::text::bigint) & 4294967295) < {since:d}"
+        catalogues = [f"SELECT a.xmin FROM pg_catalog.pg_attribute a WHERE a.attrelid = {part}::oid AND a.attnum > 0"]
+        if rewritten:
+            catalogues.append(f"SELECT c.xmin FROM pg_catalog.pg_class c WHERE c.oid = {part}::oid")
+        return f"({old} OR t.xmin IN ({' UNION ALL '.join(catalogues)}))"
+
     def checksum(self, columns: tuple[Column, ...]) -> str | None:
         names = ", ".join(f"t.{quote(column.name)}" for column in columns)
         values = names if len(columns) == 1 else f"ROW({names})"
@@ -233,7 +243,7 @@ class PostgresSession:
 
     async def estimate(self, query: Query) -> tuple[int, int] | None:
         def work(connection: Connection) -> tuple[int, int]:
-            with _transaction(partial(_rows, connection), self._options, query) as (sql, _):
+            with _transaction(partial(_rows, connection), self._options, query) as (sql, *_):
                 plan = json.loads(_rows(connection, "EXPLAIN (FORMAT JSON) " + sql)[0][0])[0]["Plan"]
             return int(plan["Plan Rows"]), int(plan["Plan Width"])
 
@@ -273,23 +283,24 @@ class PostgresSession:
 
 
 @contextlib.contextmanager
-def _transaction(run: Run, options: Options, query: Query) -> Iterator[tuple[str, str]]:
+def _transaction(run: Run, options: Options, query: Query) -> Iterator[tuple[str, str, str]]:
     """Makes the transaction read-only, pins its settings, sets its timeout and the query's values; yields the SQL that
-    reads them, and the shape of the table it watches, which is locked against changes from then on until the
-    transaction's end."""
+    reads them, and the shape and generation of the table it watches, which is locked against changes from then on until
+    the transaction's end."""
     names = _given(query)
     settings = [pin(), "pg_catalog.set_config('transaction_read_only', 'on', true)"]
     settings.append("pg_catalog.set_config('statement_timeout', $1, true)")
     settings += [f"pg_catalog.set_config('producer.p{i}', ${i + 2}, true)" for i in range(len(names))]
     values = [f"{round(options.statement_timeout_s * 1000)}", *(_setting(query.params[name]) for name in names)]
-    shape = "''"
+    shape = generation = "''"
     if query.watched is not None:  # the locks of a statement are there before it sees anything
         settings.append(f"(SELECT true FROM {query.watched.source} WHERE false)")
         values.append(query.watched.source)
         shape = shape_query(query.watched).replace("$1", f"${len(values)}")
-    found = run(f"SELECT {', '.join(settings)}, {shape}", values)
+        generation = query.watched.generation.replace("$1", f"${len(values)}") or generation
+    found = run(f"SELECT {', '.join(settings)}, {shape}, {generation}", values)
 
-    yield _bound(query), found[0][-1]
+    yield _bound(query), found[0][-2], found[0][-1] or ""
 
 
 def _bound(query: Query) -> str:
@@ -338,16 +349,16 @@ def _rows(connection: Connection, sql: str, values: Sequence[Any] = ()) -> list[
 def _copied(options: Options, query: Query, form: bytes, connection: CopyConnection) -> Rows | None:
     """A page straight from the wire; None where a value has no form in its column's type: `_fetched` names it."""
     schema = pa.schema([*(column.field for column in query.columns), *_position_fields(query)])
-    with _transaction(connection.rows, options, query) as (sql, shape):
+    with _transaction(connection.rows, options, query) as (sql, shape, generation):
         if _has_changed(query, shape):
-            return _no_rows(query, shape)
+            return _no_rows(query, shape, generation)
         found = connection.copy(sql, schema, form, MAX_RESULT_BYTES)
     if found is None:
         return None
     count = len(query.columns)
     batch = found.batch.select(range(count)) if len(schema) > count else found.batch
     positions = dict(zip(_positioned(query), found.batch.columns[count:], strict=True))
-    return Rows(batch, partial(key_at, batch, positions, query.key), found.cut, shape=shape)
+    return Rows(batch, partial(key_at, batch, positions, query.key), found.cut, shape=shape, generation=generation)
 
 
 def _positioned(query: Query) -> list[str]:
@@ -361,11 +372,11 @@ def _position_fields(query: Query) -> list[pa.Field]:
 
 def _fetched(options: Options, query: Query, connection: Connection) -> Rows:
     """A page by way of the driver's own Arrow types."""
-    with _transaction(partial(_rows, connection), options, query) as (sql, shape):
+    with _transaction(partial(_rows, connection), options, query) as (sql, shape, generation):
         if _has_changed(query, shape):
-            return _no_rows(query, shape)
+            return _no_rows(query, shape, generation)
         result = _read(connection, sql)
-    return replace(_page(result, query), shape=shape)
+    return replace(_page(result, query), shape=shape, generation=generation)
 
 
 def _isolated(
@@ -376,7 +387,7 @@ def _isolated(
     def read(sql: str) -> Result:
         try:
             driver.begin(connection)
-            with _translated(url), _transaction(partial(_rows, connection), options, query) as (_, shape):
+            with _translated(url), _transaction(partial(_rows, connection), options, query) as (_, shape, _):
                 if _has_changed(query, shape):
                     raise SchemaChangedError("the table has changed while a value of it was looked for")
                 result = _read(connection, sql)
@@ -401,10 +412,13 @@ def _has_changed(query: Query, shape: str) -> bool:
     return query.watched is not None and shape != query.watched.shape
 
 
-def _no_rows(query: Query, shape: str) -> Rows:
+def _no_rows(query: Query, shape: str, generation: str) -> Rows:
     """For a table that has changed: its rows are not of the known types."""
     return Rows(
-        pa.RecordBatch.from_pylist([], pa.schema([c.field for c in query.columns])), lambda row: (), shape=shape
+        pa.RecordBatch.from_pylist([], pa.schema([c.field for c in query.columns])),
+        lambda row: (),
+        shape=shape,
+        generation=generation,
     )
 
 

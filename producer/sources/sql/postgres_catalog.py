@@ -143,6 +143,39 @@ SELECT COALESCE(pg_catalog.sum(pg_catalog.hashtextextended(pg_catalog.concat_ws(
 FROM pg_catalog.pg_type p LEFT JOIN pg_catalog.pg_enum e ON e.enumtypid OPERATOR(pg_catalog.=) p.oid
 WHERE p.oid OPERATOR(pg_catalog.=) ANY ('{%s}'::pg_catalog.oid[])
 """
+#: Columns whose numbers an ascending sequence hands out, whether it belongs to the column or only fills it.
+_COUNTERS = """
+SELECT a.attname::text, d.objid::int8
+FROM pg_catalog.pg_depend d JOIN pg_catalog.pg_attribute a ON a.attrelid = d.refobjid AND a.attnum = d.refobjsubid
+  JOIN pg_catalog.pg_sequence s ON s.seqrelid = d.objid AND s.seqincrement > 0
+WHERE d.classid = 'pg_catalog.pg_class'::regclass AND d.refclassid = 'pg_catalog.pg_class'::regclass
+  AND d.refobjid = $1::oid
+UNION
+SELECT a.attname::text, d.refobjid::int8
+FROM pg_catalog.pg_attrdef f JOIN pg_catalog.pg_attribute a ON a.attrelid = f.adrelid AND a.attnum = f.adnum
+  JOIN pg_catalog.pg_depend d ON d.classid = 'pg_catalog.pg_attrdef'::regclass AND d.objid = f.oid
+  JOIN pg_catalog.pg_sequence s ON s.seqrelid = d.refobjid AND s.seqincrement > 0
+WHERE f.adrelid = $1::oid AND d.refclassid = 'pg_catalog.pg_class'::regclass
+"""
+# Of each storage its oid, with a text that changes when all rows are written anew. Read under the role's search path.
+_STORED = "pg_catalog.concat(p.relfilenode, p.relpersistence, p.relam)"
+_GENERATION = f"""
+(SELECT pg_catalog.json_build_object(
+  'horizon', pg_catalog.pg_snapshot_xmin(pg_catalog.pg_current_snapshot())::pg_catalog.text::pg_catalog.int8,
+  'parts', CASE WHEN c.relhassubclass OR c.relkind OPERATOR(pg_catalog.=) 'p' THEN (
+    WITH RECURSIVE tree(oid) AS (
+      SELECT c.oid UNION
+      SELECT i.inhrelid FROM tree JOIN pg_catalog.pg_inherits i ON i.inhparent OPERATOR(pg_catalog.=) tree.oid
+    ) SELECT pg_catalog.json_object_agg(p.oid::pg_catalog.text, {_STORED})
+    FROM tree JOIN pg_catalog.pg_class p ON p.oid OPERATOR(pg_catalog.=) tree.oid
+    WHERE p.relkind OPERATOR(pg_catalog.<>) 'p'
+  ) ELSE (
+    SELECT pg_catalog.json_build_object(p.oid::pg_catalog.text, {_STORED})
+    FROM pg_catalog.pg_class p WHERE p.oid OPERATOR(pg_catalog.=) c.oid
+  ) END,
+  'last', pg_catalog.json_build_object({{last}})
+)::pg_catalog.text FROM pg_catalog.pg_class c WHERE c.oid OPERATOR(pg_catalog.=) pg_catalog.to_regclass($1))
+"""
 
 
 def reflect(run: Run, name: str, path: tuple[str, ...], decimal: str | None) -> Table:
@@ -181,7 +214,23 @@ def reflect(run: Run, name: str, path: tuple[str, ...], decimal: str | None) -> 
         shape=shape,
         untracked="" if tracked else grant("xmin"),
         filtered=filtered,
+        generation="" if is_view or partly_foreign else _generation(run(_COUNTERS, (oid,))),
     )
+
+
+def _generation(counters: Sequence[tuple[Any, ...]]) -> str:
+    """The expression; a counter that this user may not read, or that was never asked, is null."""
+    last = (
+        f"{_literal(column)}::pg_catalog.text, "
+        f"CASE WHEN pg_catalog.has_sequence_privilege({oid:d}::pg_catalog.oid, 'SELECT, USAGE') "
+        f"THEN pg_catalog.pg_sequence_last_value({oid:d}::pg_catalog.oid::pg_catalog.regclass) END"
+        for column, oid in counters
+    )
+    return _GENERATION.format(last=", ".join(last))
+
+
+def _literal(text: str) -> str:
+    return "'" + text.replace("'", "''") + "'"
 
 
 def _shape_and_types(run: Run, source: str, oid: int) -> tuple[str, dict[int, tuple[Any, ...]]]:

@@ -16,6 +16,8 @@ import contextlib
 import dataclasses
 import datetime as dt
 import decimal
+import json
+import os
 import re
 import uuid
 from collections.abc import Callable, Iterator, Mapping
@@ -104,6 +106,9 @@ class SqliteDatabase:
     def inserted_since(self, table: Table, least: int) -> str | None:
         return None
 
+    def kept(self, part: str, since: int, *, rewritten: bool) -> str | None:
+        return None
+
     def checksum(self, columns: tuple[Column, ...]) -> str | None:
         return None
 
@@ -133,6 +138,7 @@ class SqliteSession:
         self._timeout_s = timeout_s
         self._executor = executor
         self._connection: Connection | None = None
+        self._file = ""  # the number on the disk of the file that is open
         self._closed = False
         self._has_read = False
 
@@ -143,7 +149,10 @@ class SqliteSession:
                 # The first one in each page, which an index answers; the others may need the whole table.
                 sqlite_keys.refuse_mixed(connection, query.watched.path[0], keys[:1] if self._has_read else keys)
                 self._has_read = True
-            return _page(connection, query)
+            rows = _page(connection, query)
+            if query.watched is None:
+                return rows
+            return replace(rows, generation=_generation(connection, query.watched, self._file))
 
         return await self.run(work)
 
@@ -177,8 +186,12 @@ class SqliteSession:
         def job() -> T:
             with _translated(self._path):
                 connection, self._connection = self._connection, None
+                if connection is not None and _file_number(self._path) != self._file:
+                    connection.close()  # another file has been put in its place
+                    connection = None
                 if connection is None:
                     connection = _open(self._path)
+                    self._file = _file_number(self._path)
                 current.append(connection)
                 try:
                     result = work(connection)
@@ -202,6 +215,14 @@ class SqliteSession:
                 f"SQLite {str(self._path)!r}: a query took longer than {self._timeout_s:g} s",
                 hint="a smaller page_size or a longer statement_timeout_s may help",
             ) from None
+
+
+def _file_number(path: Path) -> str:
+    try:
+        found = os.stat(path)
+    except OSError:
+        return ""
+    return f"{found.st_dev}:{found.st_ino}"
 
 
 def _open(path: Path) -> Connection:
@@ -387,7 +408,15 @@ def _reflect(connection: Connection, name: str, decimal: str | None) -> Table:
             unique.append(names)
     columns = tuple(_unsorted(column) if column.name in unsorted else column for column in columns)
     shape = _shape(connection, real)
-    return Table((real,), quote(real), columns, tuple(unique), is_view=kinds[real] == "view", shape=shape)
+    return Table(
+        (real,),
+        quote(real),
+        columns,
+        tuple(unique),
+        is_view=kinds[real] == "view",
+        shape=shape,
+        generation=primary[0][1] if rowid else "",
+    )
 
 
 def _unsorted(column: Column) -> Column:
@@ -400,6 +429,28 @@ def _shape(connection: Connection, table: str) -> str:
     column = "name || ':' || type || ':' || \"notnull\" || ':' || pk || ':' || hidden"
     sql = f"SELECT group_concat({column}, '/') FROM pragma_table_xinfo(:table)"
     return str(_rows(connection, sql, {"table": table})[0][0])
+
+
+def _generation(connection: Connection, table: Table, file: str) -> str:
+    """Each change of the schema counts, and VACUUM too. `Table.generation` is the column of a rowid: its numbers are
+    used again, unless the table is AUTOINCREMENT."""
+    if table.is_view:
+        return ""
+    name = {"table": table.path[0]}
+    ((changes, counts),) = _rows(
+        connection,
+        "SELECT schema_version, sql LIKE '%autoincrement%' FROM sqlite_master, pragma_schema_version "
+        "WHERE type = 'table' AND name = :table",
+        name,
+    ) or [(0, 0)]
+    told: dict[str, Any] = {"parts": {"": f"{file}/{changes}"}}
+    if table.generation and counts:
+        found = _rows(connection, "SELECT CAST(seq AS INTEGER) FROM sqlite_sequence WHERE name = :table", name)
+        told["last"] = {table.generation: found[0][0] if found else None}
+    elif table.generation:
+        sql = f"SELECT coalesce(max({quote(table.generation)}), 0) FROM {table.source}"
+        told["greatest"] = {table.generation: _rows(connection, sql, {})[0][0]}
+    return json.dumps(told)
 
 
 @contextlib.contextmanager

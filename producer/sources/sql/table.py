@@ -116,6 +116,7 @@ class Table:
     covers. `row_bytes_estimate` is for databases whose `Session.estimate` does not know it. `shape` is another text
     when a column has come or gone, or changed its name or type. `untracked` is the statement that would let this user
     see which transaction wrote a row ('' where nothing is lacking). `filtered`: row-level security may hide rows.
+    `generation` is the dialect's expression of which table this is, see `producer.sources.sql.generation`.
     """
 
     path: tuple[str, ...]
@@ -129,6 +130,7 @@ class Table:
     shape: str = ""
     untracked: str = ""
     filtered: bool = False
+    generation: str = ""
 
     def column(self, name: str) -> Column:
         return next(column for column in self.columns if column.name == name)
@@ -159,7 +161,7 @@ class Rows:
 
     `cut` where the result goes on after these rows: they were enough for the memory of one page. `rejected` are the
     rows that are not in `batch`, each with its number. `shape` is that of the query's `watched` table, and was so when
-    the rows were read.
+    the rows were read. `generation` says which table that was, as JSON ('' where the database does not tell).
     """
 
     batch: pa.RecordBatch
@@ -167,6 +169,7 @@ class Rows:
     cut: bool = False
     rejected: tuple[tuple[int, RejectedRow], ...] = ()
     shape: str = ""
+    generation: str = ""
 
     @property
     def count(self) -> int:
@@ -234,6 +237,12 @@ class Database(Protocol):
     def inserted_since(self, table: Table, least: int) -> str | None:
         """A condition on rows (alias ``t``): written by the transaction `least` or a later one. None where the database
         cannot tell; rows that it says more of do no harm."""
+        ...
+
+    def kept(self, part: str, since: int, *, rewritten: bool) -> str | None:
+        """A condition on rows (alias ``t``) of a part of a table: they are older than its storage. Committed before
+        the transaction `since`, or written by a statement that rewrote all rows. None where the database cannot tell.
+        """
         ...
 
     def checksum(self, columns: tuple[Column, ...]) -> str | None:
