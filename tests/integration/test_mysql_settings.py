@@ -236,7 +236,7 @@ async def test_a_page_is_not_given_where_somebody_has_reset_the_session(server: 
         for change in ("sql_mode = 'ANSI'", "time_zone = '-05:00'", "sql_select_limit = 1", "max_sort_length = 100"):
             reader = await source.reader(config, dataset, split)
             first = await reader.fetch(None, 2)
-            await reader._session._connection.exec_driver_sql(f"SET SESSION {change}")  # type: ignore[attr-defined]
+            await reader._pages._session._connection.exec_driver_sql(f"SET SESSION {change}")  # type: ignore[attr-defined]
             with pytest.raises(SourceUnavailableError, match="settings were reset"):
                 await reader.fetch(first.position, 2)
             assert (await reader.fetch(first.position, 2)).batch.column("k").to_pylist() == [b"\x10", b" "]
