@@ -166,6 +166,16 @@ async def test_it_shows_states_progress_splits_owners_and_the_way_out_of_an_erro
     assert complaints(page) == []
 
 
+async def test_a_replaced_table_is_shown_where_the_stream_continues(browser: Browser, shown: Scene) -> None:
+    page = await opened(browser, shown)
+    notice = page.get_by_role("article", name="events").locator(".replaced")
+    await expect(notice).to_be_hidden()
+    shown.streams["events"].table_replaced = "stream 'events': table 'public.events' has been replaced"
+    await expect(notice).to_be_visible()
+    await expect(notice).to_contain_text("Table replaced: stream 'events': table 'public.events' has been replaced")
+    assert complaints(page) == []
+
+
 async def test_the_plots_move(browser: Browser, shown: Scene) -> None:
     page = await opened(browser, shown)
     events = page.get_by_role("article", name="events")
