@@ -143,7 +143,7 @@ class FileSink:
             raise _translated(error, self.path()) from None
 
     def replace_file(self) -> None:
-        """Puts the new file of `write_again` in the place of the old one, unless that was done before. Blocking."""
+        """Replaces the old file by the new one of `write_again`, unless that was done before. Blocking."""
         try:
             if self._new_path().exists():
                 self._new_path().replace(self.path())
