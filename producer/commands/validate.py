@@ -6,7 +6,7 @@ import argparse
 import asyncio
 import contextlib
 import sys
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -17,7 +17,7 @@ from producer.errors import ConfigError, ProducerError, TransientError
 if TYPE_CHECKING:
     from producer.config import Config, StreamConfig
     from producer.encoding.registry import RegistryClient
-    from producer.model import Dataset
+    from producer.model import Checkpoint, Dataset
     from producer.parts import Schemas
     from producer.protocols import Source
 
@@ -298,6 +298,7 @@ async def _checkpoints(config: Config, found: Iterable[_Found], broker: bool, re
         refuse_other(state, item.stream, item.dataset, identity_of(config, item.stream, item.dataset, cluster))
         if state is None:
             return "none yet: starts from the beginning"
+        await _refuse_replaced(config, item.stream, state.checkpoints)
         return f"goes on after {sum(c.rows for c in state.checkpoints):,} rows"
 
     async with AsyncExitStack() as around:
@@ -305,3 +306,19 @@ async def _checkpoints(config: Config, found: Iterable[_Found], broker: bool, re
         store = await report.attempt("checkpoints", opened, lambda _: f"{config.checkpoints.type} store is ready")
         for item in found if store is not None else ():
             await report.attempt(f"stream {item.stream.name}: checkpoint", resumes(item), str)
+
+
+async def _refuse_replaced(config: Config, stream: StreamConfig, checkpoints: Sequence[Checkpoint]) -> None:
+    """TableReplacedError where a run would stop with it."""
+    from producer.protocols import ReplaceableSource
+    from producer.sources import ONE_SESSION
+
+    if stream.on_replaced != "fail" or config.sources[stream.source].type in ONE_SESSION:
+        return
+    source = await _started(config, stream.source)
+    try:
+        if isinstance(source, ReplaceableSource):
+            await source.describe(stream)
+            await source.refuse_replaced(stream, checkpoints)
+    finally:
+        await options.close(source)

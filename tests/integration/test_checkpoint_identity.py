@@ -323,6 +323,8 @@ def test_a_replaced_table_stops_the_stream_until_it_is_adopted_or_taken(
     for _ in range(2):  # what was found once is found again
         refused = place.run(**followed)
         assert refused.state == "failed" and "has been replaced" in refused.error
+    code, told = place.ask(capsys, "validate", "CONFIG", **followed)
+    assert code == 2 and "has been replaced" in told
     code, told = place.ask(capsys, "checkpoint", "adopt", "CONFIG", "s", **followed)
     assert code == 0, told
     assert place.run(**followed).acked == 3
