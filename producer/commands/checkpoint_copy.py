@@ -118,11 +118,11 @@ async def _copy_one(
 ) -> StreamState:
     from producer.ownership import refuse_other_place
 
+    refuse_other_place(await source.load(stream), app=app)  # before the claim, which would end the other app's run
     await source.claim(stream)  # refused while a runner is at it, or else that runner can commit no more
     state = await source.load(stream)
     if state is None:
         raise ConfigError(f"stream {stream!r} has no checkpoint any more")
-    refuse_other_place(state, app=app)
     there = await target.load(stream) if not force else None
     if there is not None:
         _refuse_older(state, there)

@@ -56,12 +56,16 @@ def needs_plan(config: DumpConfig, saved: SavedDump | None) -> bool:
     return saved is None or saved.exact is None or asked_row(config, saved) > 0 or saved.is_complete
 
 
-def begin(config: DumpConfig, saved: SavedDump | None, planned: Sequence[Split], sink: FileSink) -> Beginning:
-    """`planned` is a fresh plan where `needs_plan` says so, else empty."""
+def begin(
+    config: DumpConfig, saved: SavedDump | None, planned: Sequence[Split], sink: FileSink, *, over: bool = False
+) -> Beginning:
+    """`planned` is a fresh plan where `needs_plan` says so, else empty. `over`: files that are there without a usable
+    state hold other rows, and are replaced."""
     exact = saved.exact if saved is not None else None
     if row := asked_row(config, saved):
-        by_offset = all(_is_offset(split) for split in planned)
-        return _at_row(config, saved, planned, sink, row) if by_offset else _after_id(config, planned, sink, row)
+        if all(_is_offset(split) for split in planned):
+            return _at_row(saved, planned, sink, row, over=over)
+        return _after_id(planned, sink, row, over=over)
     if saved is None or exact is None:
         return Beginning(tuple(Checkpoint(split) for split in planned))
     checkpoints = _grown(exact.checkpoints, planned) if planned else exact.checkpoints
@@ -77,15 +81,13 @@ def asked_row(config: DumpConfig, saved: SavedDump | None) -> int:
     return config.start_row if config.start_row != saved.exact.resume_offset else 0
 
 
-def _at_row(
-    config: DumpConfig, saved: SavedDump | None, planned: Sequence[Split], sink: FileSink, row: int
-) -> Beginning:
+def _at_row(saved: SavedDump | None, planned: Sequence[Split], sink: FileSink, row: int, *, over: bool) -> Beginning:
     """OFFSET: the files keep the rows before `row`. Where they cannot be cut there, less is kept and more is read."""
     exact = saved.exact if saved is not None else None
     first_row, mark, rows = 0, None, 0
     if saved is not None and exact is not None:
         first_row, mark, rows = exact.first_row, exact.mark, saved.dumped_rows
-    elif config.resume and (standing := sink.standing()) is not None:
+    elif not over and (standing := sink.standing()) is not None:
         mark, rows = standing
     if mark is None or row < first_row:
         return Beginning(tuple(Checkpoint(split, OffsetPosition(row)) for split in planned), first_row=row)
@@ -95,10 +97,10 @@ def _at_row(
     return Beginning(tuple(Checkpoint(split, OffsetPosition(row)) for split in planned), mark, rows, row - rows)
 
 
-def _after_id(config: DumpConfig, planned: Sequence[Split], sink: FileSink, number: int) -> Beginning:
+def _after_id(planned: Sequence[Split], sink: FileSink, number: int, *, over: bool) -> Beginning:
     """ID_RANGE: new files with the rows whose id is above `number`. Ranges are read in parallel, so files that are
     there already cannot be cut at an id."""
-    if config.resume and sink.standing() is not None:
+    if not over and sink.standing() is not None:
         raise ConfigError(
             f"resume_offset with ID_RANGE begins a new file, and {sink.path()} is there",
             hint="move it away, use another output_dir, or set resume=False to replace it",

@@ -142,7 +142,7 @@ class AsyncDumpManager:
         config, stream = self.config, self._stream
         if self._going.is_set():
             self.progress.start_clock()
-        saved = state_file.load(config) if config.resume else None
+        saved = found = state_file.load(config) if config.resume else None
         self._source = self._for_files({} if saved is None or saved.exact is None else saved.exact.types)
         source = self._source
         await self._retried(source.start)
@@ -155,8 +155,9 @@ class AsyncDumpManager:
         sink = self._sink(dataset, chunked)
         try:
             if saved is not None and saved.exact is not None and saved.exact.replacing:
-                await asyncio.to_thread(sink.replace_file)
-            beginning = await asyncio.to_thread(begin, config, saved, planned, sink)
+                await uninterrupted(asyncio.to_thread(sink.replace_file))
+            over = not config.resume or saved is not found
+            beginning = await asyncio.to_thread(begin, config, saved, planned, sink, over=over)
             async with contextlib.AsyncExitStack() as sinks:
                 sinks.push_async_callback(sink.close)
                 await self._open(sink, dataset, beginning, saved)
@@ -205,10 +206,10 @@ class AsyncDumpManager:
         """A sink of the new types with all rows of `narrow`; at any moment the state tells which of both there is."""
         assert self._kept is not None
         sink = self._sink(dataset, narrow.chunked)
-        await asyncio.to_thread(sink.write_again, narrow)
+        await uninterrupted(asyncio.to_thread(sink.write_again, narrow))
         self._kept = replace(self._kept, mark=sink.mark, types=self._types(dataset), replacing=not narrow.chunked)
         await self._save()
-        await asyncio.to_thread(sink.replace_file)
+        await uninterrupted(asyncio.to_thread(sink.replace_file))
         self._kept = replace(self._kept, replacing=False)
         await self._save()
         changed = [f.name for f in sink.schema if f.type != narrow.schema.field(f.name).type]

@@ -6,6 +6,7 @@ before the first row included. Rows that a crash left unfinished have no place.
 
 from __future__ import annotations
 
+import re
 import zlib
 from collections.abc import Callable, Iterable, Iterator
 from typing import IO
@@ -15,6 +16,7 @@ Pieces = Iterable[bytes]
 Ends = Callable[[Pieces], Iterator[tuple[int, int]]]
 
 _READ_BYTES = 2**20
+_STRINGS = re.compile(rb'"(?:[^"\\]|\\.)*"')
 
 
 def line_ends(pieces: Pieces) -> Iterator[tuple[int, int]]:
@@ -39,20 +41,19 @@ def csv_ends(pieces: Pieces) -> Iterator[tuple[int, int]]:
 
 
 def json_ends(pieces: Pieces) -> Iterator[tuple[int, int]]:
-    """An array of rows, each on one line, or indented: then its last line is a brace as deep as its first line's."""
-    rows, length, last_line = 0, 0, b""
+    """An array of rows on any number of lines each: a row ends at the end of a line, where only the array is open."""
+    rows, length, depth = 0, 0, 0
     for line in _lines(pieces):
         if not line.endswith(b"\n"):
             return
-        if length == 0:
-            length = len(line)
-            yield 0, length
-            continue
+        structure = _STRINGS.sub(b"", line)
+        depth += sum(map(structure.count, (b"{", b"["))) - sum(map(structure.count, (b"}", b"]")))
         body = line.removesuffix(b"\n").removesuffix(b",")
-        if body == b"]":
+        if length == 0:
+            yield 0, len(line)
+        elif depth == 0:
             return
-        last_line = last_line or b" " * (len(body) - len(body.lstrip())) + b"}"
-        if body == last_line or (body.endswith(b"}") and body.startswith(last_line[:-1] + b"{")):
+        elif depth == 1 and body:
             rows += 1
             yield rows, length + len(body)
         length += len(line)

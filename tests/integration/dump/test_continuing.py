@@ -16,7 +16,7 @@ from producer.errors import (
     ConfigError,
     SourceUnavailableError,
 )
-from producer.sources.iptvportal import AsyncIPTVPortalClient
+from producer.sources.iptvportal import AsyncIPTVPortalClient, Q
 from tests.dump import expected, ids_of, open_client, read_back, read_state
 from tests.jsonsql.server import Fault, JsonSqlServer
 
@@ -166,6 +166,19 @@ async def test_resume_offset_with_ranges_does_not_replace_files_unasked(
     stats = await DumpService(client).dump(replace(config, resume_offset=500, resume=False))
     assert sorted(ids_of(stats.files)) == list(range(502, 801, 2))
     assert stats.progress.dumped_rows == 150
+
+
+@pytest.mark.parametrize(("strategy", "offset", "ids"), [("offset", 10, (41, 61)), ("id_range", 40, (41, 61))])
+async def test_resume_offset_keeps_no_rows_of_another_dump_that_is_complete(
+    client: AsyncIPTVPortalClient, out: Path, strategy: Any, offset: int, ids: tuple[int, int]
+) -> None:
+    config = DumpConfig(table="tv_channel", output_dir=out, strategy=strategy, chunk_size=5)
+    await DumpService(client).dump(config)
+    other = replace(config, where_clause=Q(id__gte=31), resume_offset=offset)
+    stats = await DumpService(client).dump(other)
+    assert sorted(ids_of(stats.files)) == list(range(*ids))
+    again = await DumpService(client).dump(other)
+    assert sorted(ids_of(again.files)) == list(range(*ids))
 
 
 def test_resume_offset_may_be_none() -> None:
