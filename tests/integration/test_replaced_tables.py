@@ -135,6 +135,16 @@ def truncate_and_refill(table: Table) -> None:
         table.fill(1, ROWS // 2, "new")
 
 
+def truncate_and_refill_with_more(table: Table) -> None:
+    """The numbers go above those that were read, so that no number has gone back."""
+    truncate(table)
+    table.fill_at(1, 2 * ROWS, "new")
+
+
+def without_numbers(table: Table) -> None:
+    table.run("ALTER TABLE TABLE_ MODIFY id bigint NOT NULL")
+
+
 def restart_identity(table: Table) -> None:
     truncate(table)
     restart_numbers(table)
@@ -171,6 +181,7 @@ def truncate_in_one_transaction(table: Table) -> None:
 REPLACED: Mapping[str, tuple[Event, tuple[str, ...]]] = {
     "truncate and refill": (truncate_and_refill, ("postgres", "mariadb", "sqlite")),
     "truncate and refill in one transaction": (truncate_in_one_transaction, ("postgres",)),
+    "truncate and refill with more": (truncate_and_refill_with_more, ("postgres", "mariadb")),
     "restart of the numbers": (restart_identity, ("postgres", "mariadb", "sqlite")),
     "drop and create": (drop_and_create, ("postgres", "mariadb", "sqlite")),
     "swap by rename": (swap, ("postgres", "mariadb", "sqlite")),
@@ -300,6 +311,36 @@ async def test_a_replaced_table_is_found_at_a_restart_and_while_it_is_read(
             finally:
                 await reading.close()
     assert not missed, f"of a table that was replaced only these rows are read: {missed}"
+
+
+@pytest.mark.parametrize("mode", MODES)
+async def test_truncate_of_a_table_without_numbers_is_found_where_innodb_may_be_asked(
+    mode: str, make: Callable[[str], Table]
+) -> None:
+    table = make("mariadb")
+    without_numbers(table)
+    reading = Reading(table.name, {"name": mode, **MODES[mode]})
+    async with open_source(table.bank.url) as source:
+        await reading.begin(source)
+        assert sorted(await reading.poll()) == list(range(1, ROWS + 1))
+        await reading.close()
+        truncate(table)
+        table.fill_at(1, 2 * ROWS, "new")
+        with pytest.raises(TableReplacedError, match="events"):
+            await reading.begin(source)
+        await reading.close()
+
+
+async def test_a_user_without_the_right_to_ask_innodb_reads_as_before(make: Callable[[str], Table]) -> None:
+    table = make("mariadb")
+    table.run("CREATE OR REPLACE USER plain IDENTIFIED BY 'plain'", "GRANT SELECT ON *.* TO plain")
+    reading = Reading(table.name, MODES["tail"])
+    async with open_source(table.bank.url.replace("p:p@", "plain:plain@")) as source:
+        await reading.begin(source)
+        assert sorted(await reading.poll()) == list(range(1, ROWS + 1))
+        table.fill_at(ROWS + 1, ROWS + 2, "more")
+        assert await reading.poll() == [ROWS + 1, ROWS + 2]
+        await reading.close()
 
 
 @pytest.mark.parametrize(("dialect", "event"), cases(KEPT))

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import re
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from concurrent.futures import Executor
 from contextlib import AbstractAsyncContextManager
@@ -77,6 +78,12 @@ _GENERATION = """
 SELECT CONCAT_WS('/', COALESCE(CREATE_TIME, ''), COALESCE(AUTO_INCREMENT, ''))
 FROM information_schema.TABLES WHERE TABLE_SCHEMA = %s AND TABLE_NAME = %s
 """
+#: InnoDB's numbers of the table and its partitions, which TRUNCATE changes too; only with PROCESS are they to be seen.
+_STORAGE = """
+SELECT CONCAT(COUNT(*), '.', COALESCE(SUM(TABLE_ID), 0)) FROM information_schema.INNODB_SYS_TABLES
+WHERE BINARY SUBSTRING_INDEX(NAME, '#P#', 1) = %s
+"""
+_PLAIN_NAME = re.compile(r"\w+", re.ASCII)  # InnoDB writes other characters in an encoding of its own
 _COUNTER = """
 SELECT COLUMN_NAME FROM information_schema.COLUMNS
 WHERE TABLE_SCHEMA = %s AND TABLE_NAME = %s AND EXTRA LIKE '%%auto_increment%%'
@@ -89,6 +96,7 @@ FROM information_schema.COLUMNS WHERE TABLE_SCHEMA = %s AND TABLE_NAME = %s
 """
 _SHAPE_FROM = "\nFROM information_schema.COLUMNS"
 _WATCHED = _SHAPE.replace(_SHAPE_FROM, f",\n  ({_GENERATION}){_SHAPE_FROM}")
+_WATCHED_STORAGE = _WATCHED.replace(_SHAPE_FROM, f",\n  ({_STORAGE}){_SHAPE_FROM}")
 _CHECKS = """
 SELECT CHECK_CLAUSE FROM information_schema.CHECK_CONSTRAINTS WHERE CONSTRAINT_SCHEMA = %s AND TABLE_NAME = %s
 """
@@ -112,6 +120,7 @@ class MysqlDatabase:
         self._executor = executor
         self._engine = _engine(url, options)
         self._meta = self.session()
+        self._sees_storage = True
 
     async def start(self) -> None:
         await self._meta.rows("SELECT 1")
@@ -169,7 +178,19 @@ class MysqlDatabase:
             row_bytes_estimate=int(row_bytes or 0) or None,
             shape=shape,
             generation=next((row[0] for row in await self._meta.rows(_COUNTER, schema, real)), ""),
+            storage="" if "VIEW" in kind else await self._storage(schema, real),
         )
+
+    async def _storage(self, schema: str, table: str) -> str:
+        """InnoDB's name of the table; '' where this user may not see its storage."""
+        if not self._sees_storage or not (_PLAIN_NAME.fullmatch(schema) and _PLAIN_NAME.fullmatch(table)):
+            return ""
+        try:
+            ((found,),) = await self._meta.rows(_STORAGE, f"{schema}/{table}")
+        except (AuthenticationError, ConfigError, PermanentError):  # no privilege, or a server without this view
+            self._sees_storage = False
+            return ""
+        return "" if str(found).startswith("0.") else f"{schema}/{table}"
 
     async def origin(self, table: Table) -> Identity:
         listed = ", ".join(f"'{name}'" for name in MYSQL_VARIABLES)
@@ -259,16 +280,25 @@ class MysqlSession:
         # After the rows, and beside their conversion: a change that they do not show yet is one too many at worst.
         converting = asyncio.ensure_future(page)
         converting.add_done_callback(lambda done: done.cancelled() or done.exception())  # never "not retrieved"
-        path = query.watched.path
-        ((shape, state, generation),) = await self.rows(_WATCHED, *path, *path)
+        shape, state, generation, storage = await self._watched(query.watched)
         if state != mysql_session.STATE_SET:
             await self._forget()
             raise SourceUnavailableError(
                 f"{_where(self._url)}: the connection's settings were reset after it was made: they are now {state}",
                 hint="a proxy in between must keep a session's variables, or not share connections",
             )
-        told = _generation(query.watched, str(generation or "/"))
+        told = _generation(query.watched, str(generation or "/"), storage)
         return replace(await converting, shape=str(shape), generation=told)
+
+    async def _watched(self, table: Table) -> tuple[str, str, str | None, str]:
+        """The table's shape, the connection's settings, and what tells the table from another one of its name."""
+        if not table.storage:
+            ((shape, state, generation),) = await self.rows(_WATCHED, *table.path, *table.path)
+            return shape, state, generation, ""
+        ((shape, state, generation, storage),) = await self.rows(
+            _WATCHED_STORAGE, *table.path, table.storage, *table.path
+        )
+        return shape, state, generation, storage
 
     async def keys(self, query: Query) -> list[tuple[KeyScalar, ...]]:
         found, _ = await self._read(_bound(query))
@@ -379,9 +409,10 @@ class MysqlSession:
         await connection.exec_driver_sql(mysql_session.preparation(variables, self._options.statement_timeout_s))
 
 
-def _generation(table: Table, found: str) -> str:
+def _generation(table: Table, found: str, storage: str) -> str:
     """ALTER TABLE changes the CREATE_TIME as well. `Table.generation` names the column that counts by itself."""
     made, _, following = found.partition("/")
+    made = f"{made} {storage}" if storage else made
     last = {table.generation: int(following or 1) - 1} if table.generation else {}
     return "" if table.is_view else json.dumps({"parts": {"": made}, "last": last})
 

@@ -116,7 +116,8 @@ class Table:
     covers. `row_bytes_estimate` is for databases whose `Session.estimate` does not know it. `shape` is another text
     when a column has come or gone, or changed its name or type. `untracked` is the statement that would let this user
     see which transaction wrote a row ('' where nothing is lacking). `filtered`: row-level security may hide rows.
-    `generation` is the dialect's expression of which table this is, see `producer.sources.sql.generation`.
+    `generation` is the dialect's expression of which table this is, see `producer.sources.sql.generation`; `storage` is
+    the name by which it finds where the rows are kept ('' where it cannot).
     """
 
     path: tuple[str, ...]
@@ -131,6 +132,7 @@ class Table:
     untracked: str = ""
     filtered: bool = False
     generation: str = ""
+    storage: str = ""
 
     def column(self, name: str) -> Column:
         return next(column for column in self.columns if column.name == name)
