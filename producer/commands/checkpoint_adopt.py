@@ -12,6 +12,9 @@ from typing import TYPE_CHECKING, Any
 from producer.commands import options
 from producer.errors import ConfigError
 
+#: Chats of Telegram below this number are channels and supergroups.
+_FIRST_CHANNEL = -1_000_000_000_000
+
 if TYPE_CHECKING:
     from producer.config import Config, StreamConfig
     from producer.identity import Difference, Identity
@@ -106,6 +109,12 @@ def _differences(
             f"the checkpoint of stream {stream.name!r} was made by another query: its columns, where, key, order, "
             "traversal or chat differ, so its positions mean something else",
             hint=f"put the configuration back, or start over with: producer checkpoint reset CONFIG {stream.name}",
+        )
+    if any(difference.what == "account" for difference in found) and int(identity.facts["chat"]) > _FIRST_CHANNEL:
+        raise ConfigError(
+            f"the checkpoint of stream {stream.name!r} belongs to another account, which numbers the messages of chat "
+            f"{identity.facts['chat']} in its own way: only channels and supergroups have the same numbers for all",
+            hint=f"use that account, or start over with: producer checkpoint reset CONFIG {stream.name}",
         )
     if not found:
         raise ConfigError(

@@ -14,6 +14,7 @@ import yaml
 from producer.checkpoints import STORES
 from producer.cli import main
 from producer.config import load_config
+from producer.identity import Identity
 from producer.model import Checkpoint, KeyPosition, Split, StreamState
 from producer.parts import make_store
 from producer.protocols import CheckpointStore
@@ -67,14 +68,22 @@ def within(config: Path, work: Callable[[CheckpointStore], Any]) -> Any:
     return asyncio.run(run())
 
 
-def write(config: Path, stream: str, *, claims: int = 1, rows: int = 12, fingerprint: str = "f00d") -> None:
+def write(
+    config: Path,
+    stream: str,
+    *,
+    claims: int = 1,
+    rows: int = 12,
+    fingerprint: str = "f00d",
+    identity: Identity | None = None,
+) -> None:
     async def work(store: CheckpointStore) -> None:
         epoch = 0
         for _ in range(claims):
             epoch = await store.claim(stream, epoch)
         first = Checkpoint(CHECKPOINTS[0].split, KeyPosition((b"\x00", 4)), rows, detail={"holes": [1]})
         checkpoints = CHECKPOINTS if rows == 12 else (first, CHECKPOINTS[1])
-        await store.begin(StreamState(stream, fingerprint, epoch, checkpoints))
+        await store.begin(StreamState(stream, fingerprint, epoch, checkpoints, identity=identity))
 
     within(config, work)
 
@@ -112,6 +121,18 @@ def test_the_configured_store_is_the_default_of_one_side(
     assert main(["checkpoint", "copy", config, "--from", "file", "--path", settings["file"]["path"], "--json"]) == 0
     assert json.loads(capsys.readouterr().out) == [{"stream": unique, "epoch": 3, "splits": 2}]
     assert main(["checkpoint", "copy", config, "--to", "file", "--path", settings["file"]["path"] + "2"]) == 0
+
+
+def test_the_checkpoint_of_another_app_is_not_copied_and_not_claimed(
+    configs: Configs, settings: dict[str, dict[str, Any]], unique: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A claim would end the other app's run."""
+    write(configs["redis"], unique, identity=Identity({"app": "other"}))
+    before = read(configs["redis"], unique)
+    command = ["checkpoint", "copy", str(configs["redis"]), "--to", "file", *arguments("file", settings)]
+    assert main(command) == 1
+    assert "app 'other'" in capsys.readouterr().err
+    assert read(configs["redis"], unique).epoch == before.epoch
 
 
 @pytest.mark.parametrize("newer", [{"rows": 13}, {"fingerprint": "beef"}])

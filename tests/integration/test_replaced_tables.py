@@ -427,3 +427,24 @@ async def test_partitions_that_come_and_go_are_told_by_their_rows(
                 await reading.close()
             assert found is told
     bank.close()
+
+
+@pytest.mark.parametrize("mode", MODES)
+async def test_a_file_that_was_removed_and_made_anew_is_another_one(tmp_path: Path, mode: str) -> None:
+    """Most file systems give it the number of the removed one, and the same statements give it the same schema."""
+    reading = Reading("events", {"name": "s", **MODES[mode]})
+    for last, text in ((ROWS, "old"), (ROWS + 5, "new")):
+        for path in tmp_path.glob("test.db*"):
+            path.unlink()
+        table = Table(databank("sqlite", None, tmp_path), "sqlite", "events", tmp_path)  # type: ignore[arg-type]
+        table.make()
+        table.fill(1, last, text)
+        table.bank.close()
+        async with open_source(table.bank.url) as source:
+            if text == "old":
+                await reading.begin(source)
+                await reading.poll()
+                await reading.close()
+            else:
+                with pytest.raises(TableReplacedError, match="events"):
+                    await reading.begin(source)

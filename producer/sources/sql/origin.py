@@ -5,13 +5,13 @@ A password in the URL never gets into a name.
 
 from __future__ import annotations
 
-import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
 from urllib.parse import parse_qs, urlsplit
 
 from producer.identity import Identity
+from producer.sources.sql.sqlite_file import file_number
 
 _UUID = re.compile(r"[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 _GTID = re.compile(r"(\d+)-(\d+)-\d+")
@@ -58,9 +58,6 @@ def mysql_origin(url: str, database: str, variables: Mapping[str, str]) -> Ident
 
 def sqlite_origin(path: Path) -> Identity:
     """A file is known by its place or by its number on the disk: one that was moved is still the same."""
-    names = [f"file {path.resolve()}"]
-    try:
-        found = os.stat(path)
-    except OSError:
-        return Identity({"source": "sqlite"}, "", tuple(names))
-    return Identity({"source": "sqlite"}, "", (*names, f"inode {found.st_dev}:{found.st_ino}"))
+    number = file_number(path)
+    names = (f"file {path.resolve()}", *((f"inode {number}",) if number else ()))
+    return Identity({"source": "sqlite"}, "", names)

@@ -17,7 +17,6 @@ import dataclasses
 import datetime as dt
 import decimal
 import json
-import os
 import re
 import uuid
 from collections.abc import Callable, Iterator, Mapping
@@ -48,6 +47,7 @@ from producer.sources.sql.arrow import read_rows
 from producer.sources.sql.lexis import Lexis
 from producer.sources.sql.names import bind_named, nearest_table, quote, split_name
 from producer.sources.sql.origin import sqlite_origin
+from producer.sources.sql.sqlite_file import file_number
 from producer.sources.sql.table import Column, Options, Query, Rows, Scan, Table, WriterZone
 from producer.sources.sql.threads import in_thread
 
@@ -186,12 +186,12 @@ class SqliteSession:
         def job() -> T:
             with _translated(self._path):
                 connection, self._connection = self._connection, None
-                if connection is not None and _file_number(self._path) != self._file:
+                if connection is not None and file_number(self._path) != self._file:
                     connection.close()  # another file has been put in its place
                     connection = None
                 if connection is None:
                     connection = _open(self._path)
-                    self._file = _file_number(self._path)
+                    self._file = file_number(self._path)
                 current.append(connection)
                 try:
                     result = work(connection)
@@ -215,14 +215,6 @@ class SqliteSession:
                 f"SQLite {str(self._path)!r}: a query took longer than {self._timeout_s:g} s",
                 hint="a smaller page_size or a longer statement_timeout_s may help",
             ) from None
-
-
-def _file_number(path: Path) -> str:
-    try:
-        found = os.stat(path)
-    except OSError:
-        return ""
-    return f"{found.st_dev}:{found.st_ino}"
 
 
 def _open(path: Path) -> Connection:
