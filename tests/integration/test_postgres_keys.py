@@ -16,7 +16,7 @@ import pytest
 
 from producer.config import StreamConfig
 from producer.errors import ConfigError, RepeatedKeyError
-from producer.model import Checkpoint, Dataset, checkpoint_from_json, checkpoint_to_json
+from producer.model import Checkpoint, Dataset, KeyPosition, checkpoint_from_json, checkpoint_to_json
 from producer.sources import sql
 from producer.sources.sql import SqlSource, keyset
 from tests.integration.sql_reading import open_source, stream
@@ -393,6 +393,45 @@ async def test_keys_of_several_types_deliver_each_row_once(tables: Tables, role:
         for number, kinds in enumerate(COMPOSITE):
             order = ", ".join(f"k{i}" for i in range(len(kinds)))
             await check(source, role, f"public.m{number}", await in_order(tables.urls[0], f"m{number}", order), kinds)
+
+
+async def test_a_scan_finds_the_position_of_each_key_of_every_type(tables: Tables) -> None:
+    """Also where its row is gone: at the row before it. Names are looked up in a hostile schema."""
+    composite = {" ".join(kinds): (f"m{number}", len(kinds)) for number, kinds in enumerate(COMPOSITE)}
+    async with open_source(tables.urls[1]) as source:
+        for kind, (table, width) in [
+            *((kind, (table, 1)) for kind, table in tables.by_type.items()),
+            *composite.items(),
+        ]:
+            config = stream(f"public.{table}", page_size=1)
+            positions = await positions_of(source, config)
+            order = await in_order(tables.urls[0], table, ", ".join(f"k{i}" for i in range(width)))
+            some = config.model_copy(update={"name": "some", "where": "v % 2 = 0"})
+            scanned = source.scan(some, await source.describe(some), positions, [])
+            assert scanned is not None
+            marks = [mark for page in [page async for page in scanned] for mark in page.marks]
+            there = {place: sum(v % 2 == 0 for v in order[: place + 1]) - 1 for place in range(len(order))}
+            for place, position in enumerate(positions):
+                if any(value != value for value in position.values):  # NaN: it is after all rows
+                    del there[place]
+            assert {mark.position: mark.row for mark in marks if not mark.exact} == there, kind
+            exact = {place: row for place, row in there.items() if order[place] % 2 == 0}
+            assert {mark.position: mark.row for mark in marks if mark.exact} == exact, kind
+
+
+async def positions_of(source: SqlSource, config: StreamConfig) -> list[KeyPosition]:
+    """The position after each row, as a checkpoint keeps it."""
+    (split,) = await source.plan(config.model_copy(update={"max_parallel": 1}), await source.describe(config))
+    reader = await source.reader(config, await source.describe(config), split)
+    found: list[KeyPosition] = []
+    checkpoint = Checkpoint(split)
+    while not checkpoint.done:
+        page = await reader.fetch(checkpoint.position, 1)
+        checkpoint = through_json(replace(checkpoint, position=page.position, done=page.last))
+        assert isinstance(checkpoint.position, KeyPosition)
+        found += [checkpoint.position] * page.rows
+    await reader.close()
+    return found
 
 
 async def test_offset_delivers_each_row_of_every_type_once(tables: Tables, monkeypatch: pytest.MonkeyPatch) -> None:

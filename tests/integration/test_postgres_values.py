@@ -320,6 +320,7 @@ async def test_text_that_is_not_utf8_is_named_and_goes_to_the_dead_letters(forei
             config = stream(table, page_size=page_size, on_bad_record="dead_letter", max_parallel=2)
             found = await read_pages(source, config)
             assert ids(found) == ([n for n in range(1, 21) if n not in (4, 5, 11, 20)], [4, 5, 11, 20])
+            assert all("table" in (page.detail or {}) for page in found), "pages do not tell which table they are of"
             first = next(row for page in found for row in page.rejected)
             assert first.others["c"].rstrip() == shown.format(escaped)
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import shutil
+import sqlite3
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -13,7 +15,9 @@ import pytest
 from producer.errors import SchemaChangedError, TableReplacedError
 from producer.model import Checkpoint, Page, Position
 from producer.protocols import PageReader
-from producer.sources.sql import SqlSource
+from producer.sources.sql import SqlSource, sqlite
+from producer.sources.sql.adbc import Connection, tuples
+from producer.sources.sql.sqlite_file import file_number
 from tests.integration.sql_reading import open_source, stream
 from tests.sql import Databank, databank
 
@@ -85,14 +89,14 @@ class Reading:
             reader.restore(checkpoint.detail)
             self._readers.append(reader)
 
-    async def poll(self) -> list[int]:
-        """Reads all splits to their present end; the ids."""
+    async def poll(self, pages: int = 20) -> list[int]:
+        """Reads all splits to their present end, or so many pages of each; the ids."""
         found: list[int] = []
         for number, reader in enumerate(self._readers):
             follows = self.config.mode != "snapshot" and self.checkpoints[number].split.is_open
             done = self.checkpoints[number].done and not follows
             position: Position | None = self.checkpoints[number].position
-            for _ in range(20):
+            for _ in range(pages):
                 if done:
                     break
                 page: Page = await reader.fetch(position, self.config.page_size)
@@ -372,6 +376,73 @@ async def test_what_leaves_the_rows_in_place_is_no_replacement(
                     if restarts:
                         await reading.close()
             await reading.close()
+
+
+REWRITTEN = {"postgres": "VACUUM FULL TABLE_", "mariadb": "ALTER TABLE TABLE_ FORCE", "sqlite": "VACUUM"}
+
+
+@pytest.mark.parametrize("dialect", REWRITTEN)
+async def test_a_rewritten_table_of_which_a_part_is_read_is_no_replacement(
+    dialect: str, make: Callable[[str], Table]
+) -> None:
+    """Its other rows are not more of them."""
+    table = make(dialect)
+    async with open_source(table.bank.url) as source:
+        begun = [
+            Reading(table.name, {"name": f"{mode}{splits}", "mode": mode, "page_size": 5, "max_parallel": splits})
+            for mode in ("snapshot", "snapshot_then_tail")
+            for splits in (1, 3)
+        ]
+        for reading in begun:
+            await reading.begin(source)
+            await reading.poll(pages=1)
+            await reading.close()
+        table.pass_second()
+        table.run(REWRITTEN[dialect])
+        for reading in begun:
+            await reading.begin(source)
+            assert await reading.poll(), "the other rows"
+            await reading.close()
+
+
+async def test_a_restart_of_the_numbers_is_told_also_where_a_page_is_read_before_the_next_number(
+    make: Callable[[str], Table],
+) -> None:
+    table = make("postgres")
+    async with open_source(table.bank.url) as source:
+        reading = Reading(table.name, {"mode": "tail"})
+        await reading.begin(source)
+        await reading.poll()
+        table.run(f"INSERT INTO TABLE_ (id, at, v) VALUES ({ROWS + 1}, '2024-01-01', 'old')")
+        table.run("ALTER TABLE TABLE_ ALTER id RESTART WITH 1", "DELETE FROM TABLE_ WHERE id <= 3")
+        assert await reading.poll() == [ROWS + 1]
+        table.fill(1, 3, "new")
+        with pytest.raises(TableReplacedError, match="set back"):
+            await reading.poll()
+        await reading.close()
+
+
+def test_a_file_that_is_replaced_while_it_is_opened_is_opened_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else the old file would be read on under the number of the new one."""
+    path, other = tmp_path / "now.db", tmp_path / "other.db"
+    for file, name in ((path, "old"), (other, "new")):
+        with contextlib.closing(sqlite3.connect(file)) as made:
+            made.execute(f"CREATE TABLE {name} (id INTEGER PRIMARY KEY)")
+    plain = sqlite._open
+
+    def swap_behind(file: Path) -> Connection:
+        connection = plain(file)
+        if other.exists():
+            other.replace(path)
+        return connection
+
+    monkeypatch.setattr(sqlite, "_open", swap_behind)
+    connection, number = sqlite._open_numbered(path)
+    with contextlib.closing(connection):
+        assert tuples(connection.read("SELECT name FROM sqlite_master")) == [("new",)]
+    assert number == file_number(path)
 
 
 PARTITIONS: Mapping[str, tuple[tuple[str, ...], bool]] = {

@@ -134,6 +134,22 @@ async def test_a_condition_with_parameters_of_every_kind_selects_the_same_rows(b
         bank.run("drop table chosen")
 
 
+@pytest.mark.parametrize("bank", ["postgres"], indirect=True)
+async def test_a_parameter_of_postgresql_has_no_collation_of_its_own(bank: Databank) -> None:
+    """A comparison with it is by the column's, which may be the database's own."""
+    bank.run('create table sorted (id int primary key, t text, u text collate "en-x-icu")')
+    try:
+        bank.run("insert into sorted values (1, 'a', 'a'), (2, 'B', 'B')")
+        async with open_source(bank.url) as source:
+            for where in ("u < :p", "pg_collation_for(coalesce(t, :p)) = '\"default\"' and t <> :p"):
+                config = stream("sorted", where=where, params={"p": "b"})
+                expected = (await read(bank.url, config)).to_pylist()
+                assert rows_of(await scanned(source, config)) == expected
+                assert expected
+    finally:
+        bank.run("drop table sorted")
+
+
 @pytest.mark.parametrize("bank", TABLES, indirect=True)
 async def test_rows_of_replays_are_told_apart(bank: Databank) -> None:
     bank.run("create table again (id int primary key, day date)")
@@ -316,9 +332,13 @@ def test_a_sqlite_column_whose_kind_shows_late_is_read_to_the_end(tmp_path: Path
     ("value", "sql_type", "sql"),
     [
         (None, "int", "CAST(NULL AS int)"),
-        ("it's", "text", "CAST(convert_from(decode('69742773', 'hex'), 'UTF8') AS text)"),
+        ("it's", "text", "CAST(convert_from(decode('69742773', 'hex'), 'UTF8'::text::name) AS text)"),
         (b"\\'", "bytea", "decode('5c27', 'hex')"),
-        (["a,b", None], "text[]", "CAST(convert_from(decode('7b22612c62222c4e554c4c7d', 'hex'), 'UTF8') AS text[])"),
+        (
+            ["a,b", None],
+            "text[]",
+            "CAST(convert_from(decode('7b22612c62222c4e554c4c7d', 'hex'), 'UTF8'::text::name) AS text[])",
+        ),
     ],
 )
 def test_a_literal_of_postgresql_needs_no_escaping(value: Any, sql_type: str, sql: str) -> None:

@@ -36,6 +36,10 @@ class Generation:
     greatest: Mapping[str, int] = field(default_factory=dict)
     horizon: int = 0
 
+    def knowing(self, before: Generation) -> Generation:
+        """With the numbers of `before` that are not known now: a sequence that was set back has none until its next."""
+        return replace(self, last={**before.last, **self.last})
+
 
 @dataclass(frozen=True, slots=True)
 class Sample:

@@ -20,7 +20,7 @@ import asyncmy
 from asyncmy.cursors import SSCursor
 from asyncmy.errors import MySQLError
 
-from producer.errors import ConfigError, EncodeError, ProducerError, SourceUnavailableError
+from producer.errors import ConfigError, ProducerError, SourceUnavailableError
 from producer.model import KeyScalar
 from producer.sources.sql import mysql_types
 from producer.sources.sql.names import bind_named
@@ -146,8 +146,7 @@ class MysqlScan:
     async def first(self, query: Query) -> tuple[KeyScalar, ...] | None:
         found: tuple[KeyScalar, ...] | None = None
         async for rows in self.rows(query):
-            with contextlib.suppress(EncodeError):
-                found = rows.key_at(0)
+            found = rows.key_at(0)
         return found
 
     async def rows(self, query: Query) -> AsyncGenerator[Rows]:

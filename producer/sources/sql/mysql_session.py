@@ -31,6 +31,7 @@ SETTINGS: Mapping[str, str] = {
     "div_precision_increment": "4",
     "explain_format": "'TRADITIONAL'",
     "group_concat_max_len": "1048576",
+    "information_schema_stats_expiry": "0",  # else AUTO_INCREMENT there may be that of a day ago
     "lc_time_names": "'en_US'",
     "max_join_size": "18446744073709551615",
     "max_recursive_iterations": "4294967295",  # beyond it the server gives fewer rows, and no error

@@ -383,11 +383,14 @@ def _isolated(
     options: Options, url: PostgresUrl, driver: Driver, query: Query, error: EncodeError, connection: Connection
 ) -> Rows:
     """A page with a value that cannot be read: see `postgres_values.isolate`."""
+    generation = ""  # of the first reading: a later change is seen at the next page
 
     def read(sql: str) -> Result:
+        nonlocal generation
         try:
             driver.begin(connection)
-            with _translated(url), _transaction(partial(_rows, connection), options, query) as (_, shape, _):
+            with _translated(url), _transaction(partial(_rows, connection), options, query) as (_, shape, now):
+                generation = generation or now
                 if _has_changed(query, shape):
                     raise SchemaChangedError("the table has changed while a value of it was looked for")
                 result = _read(connection, sql)
@@ -398,7 +401,7 @@ def _isolated(
             raise
 
     found = postgres_values.isolate(query, _bound(query), error, read, _page, _values)
-    return replace(found, shape="" if query.watched is None else query.watched.shape)
+    return replace(found, shape="" if query.watched is None else query.watched.shape, generation=generation)
 
 
 def _values(column: Column, result: Result) -> pa.Array:

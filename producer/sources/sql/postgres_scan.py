@@ -17,7 +17,7 @@ from typing import Any, TypeVar
 import pyarrow as pa
 from adbc_driver_manager import Error
 
-from producer.errors import EncodeError, ProducerError, SourceUnavailableError
+from producer.errors import ProducerError, SourceUnavailableError
 from producer.model import KeyScalar
 from producer.sources.sql.adbc import Connection, Result
 from producer.sources.sql.names import bind_named
@@ -78,8 +78,7 @@ class PostgresScan:
     async def first(self, query: Query) -> tuple[KeyScalar, ...] | None:
         found: tuple[KeyScalar, ...] | None = None
         async for rows in self.rows(query):  # to the end: a result that is broken off ends the transaction
-            with contextlib.suppress(EncodeError):
-                found = rows.key_at(0)
+            found = rows.key_at(0)
         return found
 
     async def rows(self, query: Query) -> AsyncGenerator[Rows]:
@@ -186,12 +185,16 @@ def _pins() -> str:
 
 
 def literal(value: Any, sql_type: str) -> str:
-    """A value as SQL that reads the same under any setting: its text in hexadecimal digits, cast to the type."""
+    """A value as SQL that reads the same under any setting: its text in hexadecimal digits, cast to the type.
+
+    It has no collation of its own, as a parameter, so that a comparison is by the column's: 'UTF8' alone would be a
+    name, whose collation "C" goes over to the text.
+    """
     if value is None:
         return f"CAST(NULL AS {sql_type})" if sql_type else "NULL"
     if isinstance(value, bytes):
         return f"decode('{value.hex()}', 'hex')"
-    text = f"convert_from(decode('{_text(value).encode().hex()}', 'hex'), 'UTF8')"
+    text = f"convert_from(decode('{_text(value).encode().hex()}', 'hex'), 'UTF8'::text::name)"
     return f"CAST({text} AS {sql_type})" if sql_type else text
 
 

@@ -50,11 +50,13 @@ _PARTS = 5  # named in a message
 class Place:
     """Up to where a split has been read, or is planned to be. `upper` is None where rows are counted.
 
-    `lower` is where the split begins. `holes` are the ids below, which may still appear: first and last.
+    `lower` is where the split begins, `read` the key of its last row that was read. `holes` are the ids below, which
+    may still appear: first and last.
     """
 
     lower: KeyPosition | None
     upper: KeyPosition | None
+    read: KeyPosition | None
     follows: bool
     holes: Sequence[tuple[int, int]] = ()
 
@@ -62,13 +64,14 @@ class Place:
 def place_of(split: Split, position: Position | None, follows: bool, detail: Mapping[str, Json] | None) -> Place | None:
     """None where nothing has been read, so that nothing can be missed."""
     if isinstance(position, OffsetPosition):
-        return Place(None, None, False) if position.rows else None
+        return Place(None, None, None, False) if position.rows else None
     upper = position or split.lower if follows and split.is_open else split.upper or position
     if not isinstance(upper, KeyPosition) or (position is None and split.upper is None and split.lower is None):
         return None
     holes = [(int(first), int(last)) for first, last, *_ in (detail or {}).get("holes", ())]
     lower = split.lower if isinstance(split.lower, KeyPosition) else None
-    return Place(lower, upper, follows and split.is_open, holes)
+    read = position if isinstance(position, KeyPosition) else None
+    return Place(lower, upper, read, follows and split.is_open, holes)
 
 
 class Judge:
@@ -157,9 +160,9 @@ class Judge:
 
     async def _has_more(self, rows: int | None, place: Place) -> bool:
         """Whether there are more rows now than were read; False where they are too many to be counted in time."""
-        if rows is None or place.upper is None:
+        if rows is None or place.read is None:
             return False
-        ends = (None if place.lower is None else place.lower.values, place.upper.values)
+        ends = (None if place.lower is None else place.lower.values, place.read.values)
         try:
             return await count(self._session, self._database, self._selection, *ends) > rows
         except TransientError as error:
@@ -311,6 +314,7 @@ class GuardedReader:
     async def _compare(self, page: Page, position: Position | None, now: Generation) -> None:
         """Nothing of a page is given out before."""
         record = self._record or Record(now, None if position is not None else 0)
+        now = now.knowing(record.generation)
         if differs(record.generation, now):
             place = place_of(self._split, position, self._follows, page.detail)
             record = await self._judge.compare(record, now, place)

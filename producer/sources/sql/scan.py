@@ -72,17 +72,17 @@ def _replayed(
     conditions, params, types = [], {}, {}
     if split.between is not None:
         column = selection.table.column(split.between.column)
-        name, value = column.compared[0] or f"t.{quote(column.name, mark)}", column.compared[1]
+        name, value = column.compared[0] or _operand(column, mark), column.compared[1]
         for end, operator, bound in (("first", ">=", split.between.first), ("last", "<=", split.between.last)):
             if bound is not None:
                 param = f"__replay{number}_{end}"
-                conditions.append(f"{name} {operator} {value.format(f':{param}')}")
-                params[param], types[param] = bound, column.sql_type
+                conditions.append(f"{name} {column.operator(operator)} {value.format(f':{param}')}")
+                params[param], types[param] = bound, column.cast or column.sql_type
     if isinstance(split.upper, KeyPosition):
         prefix = f"__replay{number}_upper"
         conditions.append(_not_after(selection, mark, prefix))
         params |= {f"{prefix}{i}": value for i, value in enumerate(split.upper.values)}
-        types |= {f"{prefix}{i}": column.sql_type for i, column in enumerate(selection.order_columns)}
+        types |= _types(selection, prefix)
     return " AND ".join(conditions) or "1 = 1", params, types
 
 
@@ -93,19 +93,33 @@ def _nearest(selection: Selection, mark: str, key: Key) -> Query:
         selection, selection.order_columns, [_not_after(selection, mark, "__at")], f" ORDER BY {order} LIMIT 1"
     )
     params = {f"__at{i}": value for i, value in enumerate(key)}
-    types = {f"__at{i}": column.sql_type for i, column in enumerate(selection.order_columns)}
-    return replace(query, params={**query.params, **params}, types={**query.types, **types})
+    return replace(query, params={**query.params, **params}, types={**query.types, **_types(selection, "__at")})
+
+
+def _types(selection: Selection, prefix: str) -> dict[str, str]:
+    return {f"{prefix}{i}": column.cast or column.sql_type for i, column in enumerate(selection.order_columns)}
 
 
 def _not_after(selection: Selection, mark: str, prefix: str) -> str:
-    """The key is at most the one in the parameters ``<prefix>0``...: less in one column, and equal in those before."""
-    names = [f"t.{quote(name, mark)}" for name in selection.order_names]
-    cases = []
-    for i, name in enumerate(names):
-        operator = "<=" if i == len(names) - 1 else "<"
-        equal = [f"{before} = :{prefix}{j}" for j, before in enumerate(names[:i])]
-        cases.append(" AND ".join([*equal, f"{name} {operator} :{prefix}{i}"]))
-    return f"{names[0]} <= :{prefix}0 AND ({' OR '.join(cases)})"
+    """The key is at most the one in the parameters ``<prefix>0``...: less in one column, and equal in those before.
+
+    By the operators of the order: the usual signs may mean others, or none, under the role's search path.
+    """
+
+    def compare(i: int, sign: str) -> str:
+        column = selection.order_columns[i]
+        return f"{_operand(column, mark)} {column.operator(sign)} :{prefix}{i}"
+
+    last = len(selection.order) - 1
+    cases = (
+        " AND ".join([*(compare(j, "=") for j in range(i)), compare(i, "<=" if i == last else "<")])
+        for i in range(last + 1)
+    )
+    return f"{compare(0, '<=')} AND ({' OR '.join(cases)})"
+
+
+def _operand(column: Column, mark: str) -> str:
+    return column.operand.format(f"t.{quote(column.name, mark)}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,9 +139,10 @@ class _Wanted:
         self._by_key: dict[Key, list[_Sought]] = {}
         for one in sought:
             self._by_key.setdefault(one.key, []).append(one)
-        guarded = any(column.guard for column in selection.order_columns)
+        # Of a column with a guard or a position the key is another value than the one in pages.
+        differs = any(column.guard or column.position for column in selection.order_columns)
         self._values = [
-            None if guarded else _values_of(column.field, [key[i] for key in self._by_key])
+            None if differs else _values_of(column.field, [key[i] for key in self._by_key])
             for i, column in enumerate(selection.order_columns)
         ]
 

@@ -190,8 +190,7 @@ class SqliteSession:
                     connection.close()  # another file has been put in its place
                     connection = None
                 if connection is None:
-                    connection = _open(self._path)
-                    self._file = file_number(self._path)
+                    connection, self._file = _open_numbered(self._path)
                 current.append(connection)
                 try:
                     result = work(connection)
@@ -215,6 +214,16 @@ class SqliteSession:
                 f"SQLite {str(self._path)!r}: a query took longer than {self._timeout_s:g} s",
                 hint="a smaller page_size or a longer statement_timeout_s may help",
             ) from None
+
+
+def _open_numbered(path: Path) -> tuple[Connection, str]:
+    """A connection, and the number of its file: that of another one, put in its place meanwhile, would hide that."""
+    while True:
+        number = file_number(path)
+        connection = _open(path)
+        if file_number(path) == number:
+            return connection, number
+        connection.close()
 
 
 def _open(path: Path) -> Connection:

@@ -277,7 +277,7 @@ class Scan(Protocol):
     """
 
     async def first(self, query: Query) -> tuple[KeyScalar, ...] | None:
-        """The key of the first row of `query`; None where there is no row, or a value of its key is NULL."""
+        """The key of the first row of `query`; None where there is no row. EncodeError for a key that has no form."""
         ...
 
     def rows(self, query: Query) -> AsyncGenerator[Rows]:
