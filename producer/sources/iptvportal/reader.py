@@ -73,6 +73,8 @@ class IptvPortalReader:
         mine = {**self._params(None), "limit": page_size}
         if any(asked.get(name) != mine.get(name) for name in ("data", "from", "order_by", "limit")):
             return None
+        if asked.get("where") != self._where:  # without the split's own bounds, which are applied below
+            return None
         lower, upper = self._split.lower, self._split.upper
         if self._by_offset:
             found = rows if lower is None else None

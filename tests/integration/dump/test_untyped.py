@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from producer.config import StreamConfig
 from producer.dump import DumpConfig, DumpService
 from producer.dump import state as state_file
 from producer.dump.state import SavedDump
@@ -53,6 +54,26 @@ async def test_a_described_table_without_an_id_is_read_in_the_order_of_its_colum
         stats = await DumpService(client).dump(DumpConfig(table="t", output_dir=out, chunk_size=3))
     assert [row["code"] for row in read_back(list(stats.files))] == [f"k{i}" for i in range(10)]
     assert all(request.get("order_by") in (None, ["code", "n"]) for request in server.requests)
+
+
+@pytest.mark.parametrize("traversal", ["OFFSET", "ID_RANGE"])
+async def test_two_streams_of_a_table_read_the_rows_of_their_own_condition(
+    client: AsyncIPTVPortalClient, server: JsonSqlServer, traversal: str
+) -> None:
+    """The first page of one, which its columns were inferred from, is not taken for the other's."""
+    fill(server, [(i, i % 2) for i in range(1, 21)], "id INTEGER PRIMARY KEY, n INTEGER")
+    source = client.source()
+    streams = [
+        StreamConfig(name=f"s{n}", source="p", table="t", topic="t", traversal=traversal, where=where, max_parallel=1)
+        for n, where in enumerate(({"eq": ["n", 0]}, {"eq": ["n", 1]}))
+    ]
+    datasets = [await source.describe(stream) for stream in streams]
+    found = []
+    for stream, dataset in zip(streams, datasets, strict=True):
+        (split,) = await source.plan(stream, dataset)
+        page = await (await source.reader(stream, dataset, split)).fetch(None, stream.page_size)
+        found.append(page.batch.column(dataset.schema.names[0]).to_pylist())
+    assert found == [list(range(2, 21, 2)), list(range(1, 20, 2))]
 
 
 async def test_a_table_without_an_id_cannot_be_read_by_ranges_of_it(
