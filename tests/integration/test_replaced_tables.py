@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import shutil
 import sqlite3
@@ -17,6 +18,7 @@ from producer.model import Checkpoint, Page, Position
 from producer.protocols import PageReader
 from producer.sources.sql import SqlSource, sqlite
 from producer.sources.sql.adbc import Connection, tuples
+from producer.sources.sql.mysql import MysqlSession
 from producer.sources.sql.sqlite_file import file_number
 from tests.integration.sql_reading import open_source, stream
 from tests.sql import Databank, databank
@@ -419,6 +421,31 @@ async def test_a_restart_of_the_numbers_is_told_also_where_a_page_is_read_before
         table.fill(1, 3, "new")
         with pytest.raises(TableReplacedError, match="set back"):
             await reading.poll()
+        await reading.close()
+
+
+async def test_rows_of_a_table_that_is_emptied_right_after_they_were_read_are_read_again(
+    make: Callable[[str], Table], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """MariaDB is asked which table it was after the rows. The position may not pass keys that the new one has yet to
+    get."""
+    table = make("mariadb")
+    async with open_source(table.bank.url) as source:
+        reading = Reading(table.name, {"mode": "tail", "page_size": 30})
+        await reading.begin(source)
+        assert len(await reading.poll(pages=1)) == 30
+        table.pass_second()
+        ask = MysqlSession._watched
+
+        async def empty_first(session: MysqlSession, watched: Any) -> Any:
+            monkeypatch.setattr(MysqlSession, "_watched", ask)
+            await asyncio.to_thread(table.run, "TRUNCATE TABLE_", "ALTER TABLE TABLE_ AUTO_INCREMENT = 500")
+            return await ask(session, watched)
+
+        monkeypatch.setattr(MysqlSession, "_watched", empty_first)
+        assert await reading.poll() == []
+        table.fill_at(35, 36, "new")
+        assert await reading.poll() == [35, 36]
         await reading.close()
 
 

@@ -303,6 +303,9 @@ class GuardedReader:
     async def fetch(self, position: Position | None, limit: int) -> Page:
         page = await self._reader.fetch(position, limit)
         now = generation_of(self._pages.generation)
+        if now is not None and page.rows and self._may_be_older(now):
+            page = await self._reader.fetch(position, limit)
+            now = generation_of(self._pages.generation)
         if now is not None:
             await self._compare(page, position, now)
         if self._record is None:
@@ -310,6 +313,12 @@ class GuardedReader:
         if self._written[0] is not self._record:
             self._written = (self._record, record_to_json(self._record))
         return replace(page, detail={**(page.detail or {}), TABLE: self._written[1]})
+
+    def _may_be_older(self, now: Generation) -> bool:
+        """Whether a page's rows may be of the table before this one: MariaDB is asked for the generation after them."""
+        if self._record is None or self._judge.tells_ages:
+            return False
+        return self._record.generation.parts != now.parts
 
     async def _compare(self, page: Page, position: Position | None, now: Generation) -> None:
         """Nothing of a page is given out before."""
