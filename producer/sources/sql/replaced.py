@@ -43,7 +43,6 @@ _KEYS = 200
 #: So many rows are asked how old they are, next to the position and at the beginning.
 _AGES = 1000
 _AGE = Column("kept", pa.field("kept", pa.int64(), nullable=False), "", "bigint")
-_PARTS = 5  # named in a message
 
 
 @dataclass(frozen=True, slots=True)
