@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from structlog.testing import capture_logs
 
 from producer.errors import SchemaChangedError, TableReplacedError
 from producer.model import Checkpoint, Page, Position
@@ -22,6 +23,7 @@ from producer.sources.sql.mysql import MysqlSession
 from producer.sources.sql.sqlite_file import file_number
 from tests.integration.sql_reading import open_source, stream
 from tests.sql import Databank, databank
+from tests.sql import sqlite as sqlite_bank
 
 ROWS = 40
 MODES: Mapping[str, Mapping[str, Any]] = {
@@ -317,6 +319,38 @@ async def test_a_replaced_table_is_found_at_a_restart_and_while_it_is_read(
             finally:
                 await reading.close()
     assert not missed, f"of a table that was replaced only these rows are read: {missed}"
+
+
+@pytest.mark.parametrize("rows", [ROWS // 2, ROWS + 5])
+@pytest.mark.parametrize("mode", MODES)
+async def test_a_file_that_is_overwritten_in_place_is_not_passed_over_in_silence(
+    mode: str, rows: int, make: Callable[[str], Table], tmp_path: Path
+) -> None:
+    """It keeps its number and time of birth, and its schema's version is the same."""
+    table = make("sqlite")
+    other = sqlite_bank(tmp_path / "other.db")
+    for name in ("TABLE_", "TABLE__n", "TABLE__old"):
+        other.run(f"DROP TABLE IF EXISTS {name.replace('TABLE_', table.name)}")
+    other.run(f"CREATE TABLE {table.name} ({COLUMNS['sqlite']})")
+    for i in range(1, rows + 1):
+        other.run(f"INSERT INTO {table.name} VALUES ({i}, '2024-01-01 00:{i // 60:02d}:{i % 60:02d}', 'other{i}')")
+    other.close()
+    reading = Reading(table.name, {"name": mode, **MODES[mode]})
+    async with open_source(table.bank.url) as source:
+        await reading.begin(source)
+        assert sorted(await reading.poll()) == list(range(1, ROWS + 1))
+        await reading.close()
+    table.bank.close()
+    shutil.copyfile(tmp_path / "other.db", tmp_path / "test.db")
+    with capture_logs() as logs:
+        try:
+            async with open_source(table.bank.url) as source:
+                await reading.begin(source)
+                await reading.close()
+        except TableReplacedError as error:
+            assert "events" in error.message
+        else:
+            assert [entry["log_level"] for entry in logs if "was the table replaced?" in entry["event"]]
 
 
 @pytest.mark.parametrize("mode", MODES)

@@ -92,6 +92,20 @@ class Judge:
     async def close(self) -> None:
         await self._session.close()
 
+    async def compare_rows(self, record: Record, place: Place | None) -> None:
+        """Where there is no sign: a file that was overwritten, or a table that was emptied without a trace, has other
+        rows. TableReplacedError where there are more of them than were read; else the log says it, since an update of
+        all rows looks the same."""
+        if place is None or self.tells_ages or await self._has_samples(record.samples):
+            return
+        if await self._has_more(record.rows, place):
+            raise self._replaced("it has other rows than those that were read, and more of them")
+        log.warning(
+            "the rows that were read are not there as they were: was the table replaced?",
+            stream=self._stream.name,
+            hint="producer verify tells which rows are not on the topic",
+        )
+
     async def first(self, now: Generation) -> Record:
         """Of a table that is about to be read: with its first and last row, where the database knows no ages."""
         record = Record(now)
@@ -359,8 +373,11 @@ async def refuse_replaced(judge: Judge, now: Generation, follows: bool, checkpoi
         position = checkpoint.position
         if record.watches:
             await judge.look(record)
+        place = place_of(checkpoint.split, position, follows, rest)
         if differs(record.generation, now):
-            await judge.compare(record, now, place_of(checkpoint.split, position, follows, rest))
+            await judge.compare(record, now, place)
+        if record.generation.parts == now.parts:
+            await judge.compare_rows(record, place)
 
 
 def _covers(watches: Sequence[Watch], greatest: int) -> bool:
