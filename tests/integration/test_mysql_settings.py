@@ -48,7 +48,12 @@ ELSEWHERE = frozenset(
 )
 
 #: Settings that MySQL has and MariaDB has not, or not yet.
-OF_MYSQL = frozenset({"character_set_collations", "explain_format", "transaction_isolation", "transaction_read_only"})
+OF_MYSQL = frozenset(
+    {
+        *("character_set_collations", "explain_format", "information_schema_stats_expiry"),
+        *("transaction_isolation", "transaction_read_only"),
+    }
+)
 
 Server: TypeAlias = "pymysql.Connection[Any]"
 

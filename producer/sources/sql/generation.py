@@ -14,6 +14,7 @@ from dataclasses import dataclass, field, replace
 import pyarrow as pa
 
 from producer.model import Json, KeyPosition, Position, position_from_json, position_to_json
+from producer.sources.sql.scalars import bool_as_int
 
 #: The name under which a split's detail keeps its record.
 TABLE = "table"
@@ -103,7 +104,7 @@ def sample_of(batch: pa.RecordBatch, position: Position | None, order: Sequence[
     if not batch.num_rows:
         return None
     if not isinstance(position, KeyPosition):
-        values = [batch.column(name)[batch.num_rows - 1].as_py() for name in order]
+        values = [bool_as_int(batch.column(name)[batch.num_rows - 1].as_py()) for name in order]
         if not all(isinstance(value, int | str) for value in values):
             return None
         position = KeyPosition(tuple(values))
@@ -111,12 +112,11 @@ def sample_of(batch: pa.RecordBatch, position: Position | None, order: Sequence[
 
 
 def row_checksums(batch: pa.RecordBatch, row: int, order: Sequence[str]) -> dict[str, int]:
-    """Of some columns that are not in the key, by name and type: one that gets another type is not compared."""
+    """Of some columns that are not in the key, by name and type. A column that gets another type is not compared, nor
+    is NULL: a column that was dropped and added again has it in every row."""
     fields = [field for field in batch.schema if field.name not in order][:_SAMPLED_COLUMNS]
-    return {
-        f"{field.name} {field.type}": zlib.crc32(repr(batch.column(field.name)[row].as_py()).encode())
-        for field in fields
-    }
+    values = {f"{field.name} {field.type}": batch.column(field.name)[row].as_py() for field in fields}
+    return {name: zlib.crc32(repr(value).encode()) for name, value in values.items() if value is not None}
 
 
 def record_to_json(record: Record) -> Json:
