@@ -6,7 +6,7 @@ BIN := .venv/bin
 ROWS ?= 1000000
 MESSAGES ?= 100000
 TESTS ?=
-SIDE_BY_SIDE ?= --numprocesses 2 --dist loadfile --no-loadscope-reorder
+SIDE_BY_SIDE ?= --numprocesses 3 --dist loadfile --no-loadscope-reorder
 
 .PHONY: setup test test-cluster test-image lint docs services demo demo-telegram bench requirements clean
 
@@ -33,8 +33,8 @@ docs: setup
 services: setup
 	$(BIN)/python -m tests.services
 
-# Two files at a time, each of two processes with servers of its own: much of the time is waiting for faults to pass.
-# Real servers on a busy machine: what failed (exit code 1) is told, and run once more, alone. What fails twice fails.
+# Three files at a time, each in a process with servers of its own: the tests of faults wait most of their time.
+# Real servers on a busy machine: a test that failed (exit code 1) is run once more, alone. If it fails twice, it fails.
 test: lint services
 	@$(BIN)/python -m pytest $(SIDE_BY_SIDE) $(TESTS); code=$$?; [ $$code -eq 1 ] || exit $$code; \
 	$(BIN)/python -m pytest --last-failed --last-failed-no-failures=none $(TESTS)
